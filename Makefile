@@ -1,0 +1,57 @@
+# The stable commands. Each sets up what it needs: `make demo` works right after `git clone`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+
+.PHONY: help demo test test-ui check screenshots constraints clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo "Options of make demo: EVENTS=50 RATE=2 SEED=1 IMAGES=folder PORT=3000"
+
+demo: $(READY) ## run everything against a simulated DAQ; EVENTS=50 ends by itself
+	$(BIN)/cygno-assets demo $(if $(EVENTS),--events $(EVENTS)) $(if $(RATE),--rate $(RATE)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(IMAGES),--images $(IMAGES)) $(if $(PORT),--port $(PORT))
+
+test: $(READY_DEV) ## the tests
+	$(BIN)/python -m pytest --ignore cygno_assets_tests/ui
+
+test-ui: $(READY_DEV) ## the tests in a browser; needs Debian's package chromium
+	@command -v chromium >/dev/null || { echo "chromium is missing: sudo apt-get install chromium"; exit 1; }
+	$(BIN)/python -m pytest cygno_assets_tests/ui
+
+screenshots: $(READY_DEV) ## take the README's screenshots anew; needs chromium
+	@command -v chromium >/dev/null || { echo "chromium is missing: sudo apt-get install chromium"; exit 1; }
+	CYGNO_TEST_SCREENSHOTS=docs/images $(BIN)/python -m pytest cygno_assets_tests/ui
+
+check: $(READY_DEV) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+constraints: ## pin the newest versions that fit pyproject.toml
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet '.[dev]'
+	{ sed -n '/^#/p' constraints.txt; build/constraints/bin/pip freeze --exclude cygno-assets; } \
+		> build/constraints.txt && mv build/constraints.txt constraints.txt
+
+clean: ## delete the virtual environment and all state
+	rm -rf $(VENV) .cygno build
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Python 3.11 or newer is missing: sudo apt-get install python3 (or PYTHON=/path/to/python3.11 make …)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python's venv is missing: sudo apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(READY): $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(READY_DEV): $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(READY)

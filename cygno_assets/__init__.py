@@ -1,0 +1,4 @@
+"""CYGNO's live camera images and its simulated training set as Dagster data assets.
+
+Importing this package costs nothing: what is heavy is imported where it is used.
+"""

@@ -1,0 +1,259 @@
+"""The assets of a live event: its raw image and its preprocessed tensor.
+
+Here belong what an event's run does and what the web UI shows of it; how an image is fetched is
+daq/download.py, how it is preprocessed is physics/images.py.
+"""
+
+import base64
+import hashlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetsDefinition,
+    AssetSpec,
+    Backoff,
+    DataVersion,
+    Failure,
+    Jitter,
+    MaterializeResult,
+    MetadataValue,
+    ResourceParam,
+    RetryPolicy,
+    asset,
+)
+
+from cygno_assets.daq.announcement import (
+    NotAnEventError,
+    is_event_id,
+    md5_in,
+    parse_announcement,
+)
+from cygno_assets.daq.download import (
+    DownloadLimits,
+    FinalDownloadError,
+    content_md5,
+    download_image,
+)
+from cygno_assets.daq.inbox import Inbox, InboxUnavailableError, StoredMessage
+from cygno_assets.partitions import daq_event_partitions
+from cygno_assets.physics.images import ImageError
+from cygno_assets.settings import SettingsError
+from cygno_assets.storage.io_managers import RawImageIOManager
+
+if TYPE_CHECKING:
+    from dagster import RawMetadataValue
+    from PIL.Image import Image
+
+    from cygno_assets.daq.announcement import Announcement
+    from cygno_assets.settings import Settings
+
+GROUP = "live"
+ANNOUNCEMENT = AssetKey("daq_announcement")
+RAW_IMAGE = AssetKey("raw_image")
+PREPROCESSED_TENSOR = AssetKey("preprocessed_tensor")
+
+# Temporary trouble that outlasts the short retries inside the request; what is final raises
+# Failure(allow_retries=False) instead.
+_RETRY = RetryPolicy(max_retries=2, delay=2, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
+
+
+def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition]:
+    """The assets of live events, for these settings."""
+    spec = settings.preprocess_spec
+    owners = list(settings.owners)
+    timezone = ZoneInfo(settings.daq_timezone)
+    limits = DownloadLimits(
+        max_bytes=settings.download_max_bytes,
+        timeout_s=settings.download_timeout_s,
+        ca_file=settings.download_ca_file,
+        insecure=settings.download_insecure,
+    )
+
+    def announced(inbox: Inbox, event_id: str) -> "tuple[StoredMessage, Announcement] | None":
+        message = inbox.newest_announcement(event_id)
+        if message is None:
+            return None
+        return message, parse_announcement(
+            message.payload, timezone=timezone, names_without_md5=settings.names_without_md5
+        )
+
+    def announced_if_known(
+        inbox: Inbox, event_id: str, context: AssetExecutionContext
+    ) -> "tuple[StoredMessage, Announcement] | None":
+        """For metadata only: an image that is stored needs no inbox."""
+        try:
+            return announced(inbox, event_id)
+        except (InboxUnavailableError, SettingsError, NotAnEventError) as error:
+            context.log.warning("without the announcement's metadata: %s", error)
+            return None
+
+    def decode(data: bytes) -> "Image":
+        from cygno_assets.physics.images import decode_image
+
+        return decode_image(data, max_pixels=settings.image_max_pixels)
+
+    announcement = AssetSpec(
+        ANNOUNCEMENT,
+        description="The DAQ's message about one image, kept verbatim in the inbox: presigned "
+        "URL, time and file name. The sensor `daq_events` adds a partition for each.",
+        partitions_def=daq_event_partitions,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"nats"},
+        tags={"domain": "daq"},
+    )
+
+    @asset(
+        key=RAW_IMAGE,
+        deps=[announcement],
+        partitions_def=daq_event_partitions,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"image", "s3" if settings.data_url.startswith("s3://") else "file"},
+        tags={"domain": "daq"},
+        code_version="1",
+        io_manager_key="raw_image_io_manager",
+        retry_policy=_RETRY,
+        description="One camera image byte for byte as the DAQ delivered it (JPEG, 8-bit, "
+        "576 × 576 pixels of about 0.6 mm, values in ADU), checked against the md5 in its name. "
+        "An image that is stored already is not downloaded again.",
+    )
+    def raw_image(
+        context: AssetExecutionContext,
+        inbox: ResourceParam[Inbox],
+        raw_image_io_manager: ResourceParam[RawImageIOManager],
+    ) -> MaterializeResult[None]:
+        from cygno_assets.physics.histogram import mean_and_sd, pixel_counts, range_of
+
+        event_id = _event_id(context)
+        metadata: dict[str, RawMetadataValue] = {}
+        try:
+            data = _undamaged(raw_image_io_manager.stored(RAW_IMAGE, event_id), event_id)
+            if data is not None:
+                context.log.info("already stored: not downloaded")
+                found = announced_if_known(inbox, event_id, context)
+            else:
+                found = announced(inbox, event_id)
+                if found is None:
+                    raise _nothing_left(event_id, settings)
+                data = download_image(found[1], limits)
+                if found[1].md5 is None:
+                    decode(data)  # nothing else vouches for these bytes
+                # Kept before anything is done with them: the URL dies after an hour.
+                raw_image_io_manager.keep(RAW_IMAGE, event_id, data)
+                metadata["downloaded"] = MetadataValue.timestamp(datetime.now(UTC))
+            image = decode(data)
+        except (NotAnEventError, FinalDownloadError, ImageError) as error:
+            raise Failure(f"{event_id}: {error}", allow_retries=False) from None
+        counts = pixel_counts(image)
+        mean, sd = mean_and_sd(counts)
+        low, high = range_of(counts)
+        if found is not None:
+            metadata |= _provenance(*found)
+        metadata |= {
+            "size_bytes": len(data),
+            "md5": content_md5(data),
+            "width_px": image.width,
+            "height_px": image.height,
+            "mode": "L",
+            "mean_adu": mean,
+            "sd_adu": sd,
+            "min_adu": low,
+            "max_adu": high,
+            # 256 numbers, so that windows of events can be summed without opening an image.
+            "pixel_counts": MetadataValue.json({"counts": counts.tolist()}),
+            "path": MetadataValue.path(str(raw_image_io_manager.path(RAW_IMAGE, event_id))),
+        }
+        return MaterializeResult(metadata=metadata, data_version=DataVersion(content_md5(data)))
+
+    @asset(
+        key=PREPROCESSED_TENSOR,
+        partitions_def=daq_event_partitions,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"numpy", "s3" if settings.data_url.startswith("s3://") else "file"},
+        tags={"domain": "physics"},
+        # A changed specification makes what was made by another one stale.
+        code_version=spec.hash,
+        io_manager_key="tensor_io_manager",
+        description=f"What a model sees of one event: the central {spec.side} × {spec.side} "
+        f"pixels, windowed from {spec.window_low:g}–{spec.window_high:g} ADU to [0, 1], float32 "
+        "(no unit), as .npy.",
+    )
+    def preprocessed_tensor(
+        context: AssetExecutionContext,
+        raw_image: bytes,
+        inbox: ResourceParam[Inbox],
+    ) -> MaterializeResult[Any]:
+        from cygno_assets.physics.images import clipped_shares, preprocess, thumbnail_jpeg
+
+        event_id = _event_id(context)
+        if _undamaged(raw_image, event_id) is None:
+            raise Failure(
+                f"{event_id}: the stored image is damaged; materialize raw_image again",
+                allow_retries=False,
+            )
+        try:
+            image = decode(raw_image)
+            tensor = preprocess(image, spec)
+        except ImageError as error:
+            raise Failure(f"{event_id}: {error}", allow_retries=False) from None
+        clipped_low, clipped_high = clipped_shares(image, spec)
+        thumbnail = base64.b64encode(thumbnail_jpeg(tensor)).decode()
+        metadata: dict[str, RawMetadataValue] = {
+            "thumbnail": MetadataValue.md(f"![tensor](data:image/jpeg;base64,{thumbnail})"),
+            "spec_hash": spec.hash,
+            "window_adu": f"{spec.window_low:g}–{spec.window_high:g}",
+            "side_px": spec.side,
+            "clipped_low_share": clipped_low,
+            "clipped_high_share": clipped_high,
+        }
+        if found := announced_if_known(inbox, event_id, context):
+            metadata["latency_s"] = (datetime.now(UTC) - found[1].acquired).total_seconds()
+        digest = hashlib.sha256(tensor.tobytes()).hexdigest()[:16]
+        return MaterializeResult(
+            value=tensor, metadata=metadata, data_version=DataVersion(f"{spec.hash}-{digest}")
+        )
+
+    return [announcement, raw_image, preprocessed_tensor]
+
+
+def _event_id(context: AssetExecutionContext) -> str:
+    event_id: str = context.partition_key
+    if not is_event_id(event_id):
+        raise Failure(
+            f"partition {event_id[:60]!r} is no event: letters, digits, '_' and '-' only",
+            allow_retries=False,
+        )
+    return event_id
+
+
+def _undamaged(data: bytes | None, event_id: str) -> bytes | None:
+    """These bytes, unless the event's name says that they are not its image."""
+    if data is None or md5_in(event_id) in {None, content_md5(data)}:
+        return data
+    return None
+
+
+def _nothing_left(event_id: str, settings: "Settings") -> Failure:
+    return Failure(
+        f"{event_id}: neither its image is stored nor its announcement still in the inbox "
+        f"(kept {settings.inbox_max_age_days:g} days); it can only be made after the DAQ has "
+        "announced it again",
+        allow_retries=False,
+    )
+
+
+def _provenance(message: StoredMessage, announced: "Announcement") -> dict[str, "RawMetadataValue"]:
+    provenance: dict[str, RawMetadataValue] = {
+        "acquired": MetadataValue.timestamp(announced.acquired),
+        "stream_sequence": message.sequence,
+        "source": announced.source,
+    }
+    if message.received is not None:
+        provenance["announced"] = MetadataValue.timestamp(message.received)
+    return provenance

@@ -1,0 +1,1 @@
+"""What makes runs: sensors, schedules and the jobs they start."""

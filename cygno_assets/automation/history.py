@@ -1,0 +1,96 @@
+"""What Dagster knows of events: which are materialized, which run, which failed and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, RunsFilter
+
+from cygno_assets.assets.live import PREPROCESSED_TENSOR
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from dagster import DagsterInstance, DagsterRun
+
+PARTITION_TAG = "dagster/partition"
+UNFINISHED = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.MANAGED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+_PAGE = 1000
+
+
+def materialized_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, float]:
+    """Which of these events have a tensor, with the latency in s of its newest materialization.
+
+    The latency, from acquisition to tensor, is NaN where the announcement was gone.
+    """
+    found: dict[str, float] = {}
+    after: str | None = None
+    while events:
+        page = instance.fetch_materializations(
+            AssetRecordsFilter(asset_key=PREPROCESSED_TENSOR, asset_partitions=list(events)),
+            limit=_PAGE,
+            cursor=after,
+        )
+        for record in page.records:  # the newest first
+            materialization = record.asset_materialization
+            if materialization is None or record.partition_key is None:
+                continue
+            latency = materialization.metadata.get("latency_s")
+            seconds = latency.value if latency is not None else None
+            found.setdefault(
+                record.partition_key,
+                float(seconds) if isinstance(seconds, int | float) else float("nan"),
+            )
+        if not page.has_more:
+            break
+        after = page.cursor
+    return found
+
+
+def running_events(instance: DagsterInstance, events: Collection[str]) -> set[str]:
+    """Which of these events have an unfinished run, whoever started it."""
+    if not events:
+        return set()
+    runs = instance.get_runs(RunsFilter(tags={PARTITION_TAG: list(events)}, statuses=UNFINISHED))
+    return {run.tags[PARTITION_TAG] for run in runs}
+
+
+def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, str]:
+    """Which of these events have a failed or canceled run that will not be retried, and why.
+
+    Whether such an event is materialized or running all the same, the caller knows.
+    """
+    if not events:
+        return {}
+    runs = instance.get_runs(
+        RunsFilter(
+            tags={PARTITION_TAG: list(events)},
+            statuses=[DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED],
+        )
+    )
+    return {
+        run.tags[PARTITION_TAG]: _reason(instance, run)
+        for run in reversed(runs)  # so that the newest run's reason stays
+        if run.tags.get("dagster/will_retry") != "true"
+    }
+
+
+def _reason(instance: DagsterInstance, run: DagsterRun) -> str:
+    for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_FAILURE):
+        event = entry.dagster_event
+        if event is None:
+            continue
+        failure = event.step_failure_data
+        if failure.user_failure_data is not None and failure.user_failure_data.description:
+            return str(failure.user_failure_data.description)
+        if failure.error is not None:
+            cause = failure.error.cause or failure.error
+            return cause.message.strip()
+    return f"its run {run.run_id} ended as {run.status.value}"

@@ -1,0 +1,194 @@
+"""The sensor `daq_events`: one run request for each event in the inbox.
+
+The cursor, kept by Dagster, is the truth of what was read: Dagster stores it together with the
+runs it has reserved before it starts any, so a crash anywhere resumes or reads again.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from dagster import (
+    DefaultSensorStatus,
+    ResourceParam,
+    RunRequest,
+    RunsFilter,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    sensor,
+)
+
+from cygno_assets.automation.history import UNFINISHED, materialized_events, running_events
+from cygno_assets.automation.jobs import live_event_job
+from cygno_assets.daq.inbox import Inbox, StoredMessage, StreamState
+from cygno_assets.partitions import daq_event_partitions
+
+if TYPE_CHECKING:
+    from cygno_assets.settings import Settings
+
+LIVE_TAG = "cygno/live"
+SEQUENCE_TAG = "cygno/stream_sequence"
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far the inbox has been read, and what was noticed on the way.
+
+    Attributes:
+        stream: creation time of the stream that `sequence` counts in; empty before the first tick.
+        sequence: of the last message read.
+        recreated: how often the stream turned out to be another one; read from its beginning.
+        beyond_end: how often `sequence` was beyond the stream's end; read from its beginning.
+        aged_out: messages that the inbox dropped for age or size before they were read.
+    """
+
+    stream: str = ""
+    sequence: int = 0
+    recreated: int = 0
+    beyond_end: int = 0
+    aged_out: int = 0
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Cursor":
+        """Reads what Dagster keeps; a bare number, typed into the UI, is a sequence.
+
+        Raises:
+            ValueError: the text is neither.
+        """
+        if not text:
+            return cls()
+        try:
+            value = json.loads(text)
+            if isinstance(value, int):
+                return cls(sequence=value)
+            return cls(**value)
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"the cursor {text[:80]!r} is neither a stream sequence nor a cursor of this "
+                "sensor; set it to 0 to read the inbox from its beginning"
+            ) from None
+
+    def dump(self) -> str:
+        """As Dagster keeps it."""
+        return json.dumps(asdict(self))
+
+    def checked(self, state: StreamState) -> tuple["Cursor", list[str]]:
+        """Compares the cursor with the stream as it is now.
+
+        Returns:
+            The cursor to read on from, and a sentence for each thing that was not as expected.
+        """
+        cursor, notes = self, []
+        if cursor.stream and cursor.stream != state.created:
+            notes.append(
+                f"the inbox's stream was created anew ({state.created}); reading it from its "
+                "beginning"
+            )
+            cursor = replace(cursor, sequence=0, recreated=cursor.recreated + 1)
+        elif cursor.sequence > state.last_sequence:
+            notes.append(
+                f"the cursor ({cursor.sequence}) is beyond the stream's end "
+                f"({state.last_sequence}); reading it from its beginning"
+            )
+            cursor = replace(cursor, sequence=0, beyond_end=cursor.beyond_end + 1)
+        # Before the first message of a stream's life nothing can have been missed, and a
+        # stream read for the first time owes us nothing that was in it before.
+        missed = state.first_sequence - cursor.sequence - 1
+        if cursor.stream and missed > 0:
+            notes.append(
+                f"{missed} messages ({cursor.sequence + 1} to {state.first_sequence - 1}) left "
+                "the inbox, for age or size, before they were read"
+            )
+            cursor = replace(
+                cursor, sequence=state.first_sequence - 1, aged_out=cursor.aged_out + missed
+            )
+        return replace(cursor, stream=state.created), notes
+
+
+def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
+    """The sensor, for these settings."""
+
+    @sensor(
+        name="daq_events",
+        job=live_event_job,
+        minimum_interval_seconds=1,  # 0 would mean Dagster's default, 30
+        default_status=DefaultSensorStatus.RUNNING,
+        description="Reads the inbox and requests one run for each announced event that has no "
+        "tensor yet. Its cursor is the last stream sequence read: set it back to make again what "
+        "is missing.",
+    )
+    def daq_events(
+        context: SensorEvaluationContext, inbox: ResourceParam[Inbox]
+    ) -> SensorResult | SkipReason:
+        before = Cursor.parse(context.cursor)
+        unfinished = context.instance.get_runs_count(
+            RunsFilter(tags={LIVE_TAG: "true"}, statuses=UNFINISHED)
+        )
+        room = settings.max_unfinished_live_runs - unfinished
+        state, messages = inbox.read_after(before.sequence, limit=room)
+        cursor, notes = before.checked(state)
+        for note in notes:
+            context.log.warning(note)
+        if cursor.sequence < before.sequence:
+            _, messages = inbox.read_after(cursor.sequence, limit=room)
+        if room <= 0:
+            waiting = state.last_sequence - cursor.sequence
+            return SensorResult(
+                skip_reason=SkipReason(
+                    f"{unfinished} live runs are unfinished; {waiting} messages wait in the inbox"
+                ),
+                cursor=cursor.dump(),
+            )
+        if messages:
+            cursor = replace(cursor, sequence=messages[-1].sequence)
+        newest = {m.event_id: m for m in messages if m.event_id is not None}
+        done = materialized_events(context.instance, newest)
+        running = running_events(context.instance, newest)
+        wanted = [m for key, m in newest.items() if key not in done and key not in running]
+        skipped = _skipped(messages, wanted, done, running)
+        if skipped:
+            context.log.info(skipped)
+        if not wanted:
+            return SensorResult(
+                skip_reason=SkipReason(
+                    "; ".join([f"read up to sequence {cursor.sequence}", *notes, skipped]).rstrip(
+                        "; "
+                    )
+                ),
+                cursor=cursor.dump(),
+            )
+        keys = [str(message.event_id) for message in wanted]
+        return SensorResult(
+            run_requests=[
+                RunRequest(
+                    partition_key=key,
+                    tags={LIVE_TAG: "true", SEQUENCE_TAG: str(message.sequence)},
+                )
+                for key, message in zip(keys, wanted, strict=True)
+            ],
+            dynamic_partitions_requests=[daq_event_partitions.build_add_request(keys)],
+            cursor=cursor.dump(),
+        )
+
+    return daq_events
+
+
+def _skipped(
+    messages: Sequence[StoredMessage],
+    wanted: Sequence[StoredMessage],
+    done: Collection[str],
+    running: Collection[str],
+) -> str:
+    """What became of the messages that no run was requested for, in words."""
+    rejected = sum(message.event_id is None for message in messages)
+    repeated = len(messages) - rejected - len(wanted) - len({*done, *running})
+    counts = {
+        "have a tensor": len(done),
+        "are being made": len(running),
+        "were repeated": repeated,
+        "could not be events": rejected,
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

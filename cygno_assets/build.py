@@ -1,0 +1,43 @@
+"""`build_defs`: the one place where everything is put together, for tests, CLI and UI alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dagster import Definitions, in_process_executor
+
+from cygno_assets.assets.live import build_live_assets
+from cygno_assets.automation.jobs import live_event_job
+from cygno_assets.automation.sensors import build_daq_events_sensor
+from cygno_assets.daq.inbox import Inbox
+from cygno_assets.settings import load_settings
+from cygno_assets.storage.io_managers import RawImageIOManager, TensorIOManager
+from cygno_assets.storage.locations import data_root
+
+if TYPE_CHECKING:
+    from cygno_assets.settings import Settings
+
+
+def build_defs(settings: Settings | None = None) -> Definitions:
+    """Everything that Dagster knows of this project.
+
+    Args:
+        settings: instead of those in the environment.
+
+    Raises:
+        SettingsError: a setting is wrong.
+    """
+    settings = load_settings() if settings is None else settings
+    root = data_root(settings)
+    return Definitions(
+        assets=build_live_assets(settings),
+        jobs=[live_event_job],
+        sensors=[build_daq_events_sensor(settings)],
+        resources={
+            "inbox": Inbox(settings.resolve_inbox_url),
+            "raw_image_io_manager": RawImageIOManager(root),
+            "tensor_io_manager": TensorIOManager(root),
+        },
+        # A run is one event and takes a fraction of a second: a process per step would not pay.
+        executor=in_process_executor,
+    )

@@ -1,0 +1,221 @@
+"""The program `cygno-assets`: its commands and options. What they do is done elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cygno_assets.settings import SettingsError, load_settings, settings_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="cygno-assets")
+def cli() -> None:
+    """CYGNO's camera images as Dagster data assets, live and simulated.
+
+    Settings are CYGNO_* environment variables; `cygno-assets settings` lists them.
+    """
+
+
+def main() -> None:
+    """Entry point; what is wrong with a setting or a process is said without a traceback."""
+    from cygno_assets.services.process import ServiceError
+
+    try:
+        cli()
+    except (SettingsError, ServiceError, ConnectionError) as error:
+        click.echo(f"cygno-assets: {error}", err=True)
+        sys.exit(1)
+
+
+_port = click.option("--port", type=click.IntRange(1, 65535), help="Port of the web UI.")
+_rate = click.option(
+    "--rate",
+    type=click.FloatRange(0, 10_000, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Mean rate of arrivals, in events/s.",
+)
+_seed = click.option("--seed", type=int, help="Same seed, same images and gaps.")
+_images = click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Take images from this folder instead of simulating them.",
+)
+_events = click.option("--events", type=click.IntRange(1), help="End after so many events.")
+
+
+@cli.command()
+@_events
+@_rate
+@_seed
+@_images
+@_port
+def demo(
+    events: int | None, rate: float, seed: int | None, images: Path | None, port: int | None
+) -> None:
+    """Run everything against a simulated DAQ, until Ctrl-C or for --events.
+
+    With --events the exit status is 0 only if all of them were materialized.
+    """
+    from cygno_assets.services.run import run_demo
+
+    _guarded(
+        lambda: run_demo(
+            {"webserver_port": port}, events=events, rate_hz=rate, seed=seed, images=images
+        )
+    )
+
+
+@cli.command()
+@click.option("--nats", "nats_url", help="The DAQ's NATS server; overrides CYGNO_DAQ_NATS_URL.")
+@click.option(
+    "--ca-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Authority of the object store's certificate; overrides CYGNO_DOWNLOAD_CA_FILE.",
+)
+@_port
+def up(nats_url: str | None, ca_file: Path | None, port: int | None) -> None:
+    """Run everything against a real DAQ, until Ctrl-C."""
+    from cygno_assets.services.run import run_up
+
+    _guarded(
+        lambda: run_up(
+            {"daq_nats_url": nats_url, "download_ca_file": ca_file, "webserver_port": port}
+        )
+    )
+
+
+@cli.command()
+def record() -> None:
+    """Run the recorder alone: from the DAQ's server into an inbox that runs already."""
+    from cygno_assets.daq.recorder import Recorder
+
+    settings = load_settings()
+    _log_to_terminal()
+    _run_until_signal(Recorder(settings, settings.resolve_inbox_url()).run())
+
+
+@cli.command()
+def inbox() -> None:
+    """Run the inbox alone: our NATS server with JetStream."""
+    from cygno_assets.services.stack import locked_home, running_inbox
+
+    def run() -> int:
+        settings = load_settings()
+        with locked_home(settings), running_inbox(settings) as server:
+            click.echo(f"inbox {server.url} – Ctrl-C ends")
+            while True:
+                signal.sigtimedwait([signal.SIGCHLD], 1.0)
+                server.service.check_alive()
+
+    _guarded(run)
+
+
+@cli.command()
+@click.option("--markdown", is_flag=True, help="As the table in docs/settings.md.")
+def settings(*, markdown: bool) -> None:
+    """List the settings: variable, default and meaning."""
+    if markdown:
+        click.echo(settings_table(), nl=False)
+        return
+    for line in settings_table().splitlines()[2:]:
+        name, default, meaning = (part.strip(" `") for part in line.strip("| ").split(" | ", 2))
+        click.echo(f"{name} = {default}")
+        click.echo(click.wrap_text(meaning, 96, "    ", "    "))
+
+
+@cli.group()
+def simulate() -> None:
+    """Simulate what a DAQ delivers."""
+
+
+@simulate.command("daq")
+@click.option("--nats", "nats_url", help="NATS server to announce on; one is started if not given.")
+@click.option("--s3-endpoint", help="S3 server for the images; one is started if not given.")
+@click.option("--bucket", default="cygno-daq", show_default=True, help="Bucket on that S3 server.")
+@click.option("--region", default="us-east-1", show_default=True, help="Region of the bucket.")
+@click.option(
+    "--ca-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="PEM file of the authority of the S3 server's certificate.",
+)
+@click.option("--subject", default="daq/data", show_default=True, help="Subject to announce on.")
+@click.option("--timezone", default="UTC", show_default=True, help="Of the DAQ's clock.")
+@click.option(
+    "--season",
+    "season_s",
+    type=click.FloatRange(0, min_open=True),
+    default=10_800.0,
+    show_default=True,
+    help="Period of the signal's seasons, in s.",
+)
+@click.option(
+    "--truth",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="SQLite file of the truth table, which stays on the DAQ's side.",
+)
+@click.option("--burst", is_flag=True, help="Announce all --events at once.")
+@_events
+@_rate
+@_seed
+@_images
+def simulate_daq(**options: Any) -> None:
+    """Simulate the DAQ: images into a bucket, announcements over NATS.
+
+    Alone it starts servers of its own and prints how to listen to them. With --nats and
+    --s3-endpoint it uses those; the bucket's keys are then taken from AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY.
+    """
+    from cygno_assets.services.simulated_daq import run_simulated_daq
+
+    _log_to_terminal()
+    _guarded(lambda: run_simulated_daq(**options))
+
+
+def _guarded(command: Callable[[], int | None]) -> None:
+    """Runs a command that starts processes; none of them outlives it."""
+    from cygno_assets.services.guardian import guarded
+    from cygno_assets.services.process import ServiceError
+
+    def run() -> int:
+        try:
+            return command() or 0
+        except (SettingsError, ServiceError, ConnectionError, FileNotFoundError) as error:
+            click.echo(f"cygno-assets: {error}", err=True)
+            return 1
+
+    sys.exit(guarded(run))
+
+
+def _run_until_signal(work: Coroutine[Any, Any, None]) -> None:
+    async def run() -> None:
+        task = asyncio.ensure_future(work)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+
+    asyncio.run(run())
+
+
+def _log_to_terminal() -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+
+
+if __name__ == "__main__":
+    main()

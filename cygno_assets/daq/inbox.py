@@ -1,0 +1,313 @@
+"""The inbox: our JetStream stream of announcements, and the calls that read and write it.
+
+Here belong the stream's name, subjects and limits, and how to ask it; not when (the recorder
+writes, the sensor and `raw_image` read).
+
+Each synchronous call connects for itself: a client that is used from another event loop than
+its own times out for ever after, and connecting costs about two milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from nats.aio.client import Client
+    from nats.js import JetStreamContext
+
+T = TypeVar("T")
+
+STREAM = "CYGNO_DAQ"
+EVENT_SUBJECT = "cygno.daq.event"
+"""Followed by `.<event id>`, so that an event's newest announcement is one look-up."""
+REJECTED_SUBJECT = "cygno.daq.rejected"
+_ALL_SUBJECTS = "cygno.daq.>"
+RECEIVED_HEADER = "Cygno-Received"
+REASON_HEADER = "Cygno-Reason"
+
+_CONNECT_TIMEOUT_S = 3.0
+_REPLY_TIMEOUT_S = 5.0
+
+
+class InboxUnavailableError(ConnectionError):
+    """Nobody answers at the inbox's address, or it has no stream yet; trying again may help."""
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """What the inbox holds.
+
+    Attributes:
+        created: tells one stream from another of the same name.
+        first_sequence: of the oldest message kept; last_sequence + 1 if none is.
+        last_sequence: of the newest message ever stored; 0 if there was none.
+        events: announcements kept.
+        rejected: messages kept that could not be events.
+    """
+
+    created: str
+    first_sequence: int
+    last_sequence: int
+    events: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class StoredMessage:
+    """One message of the inbox.
+
+    Attributes:
+        sequence: its place in the stream.
+        subject: EVENT_SUBJECT.<event id> or REJECTED_SUBJECT.
+        payload: as received from the DAQ, byte for byte.
+        received: when the recorder had it from the DAQ: the announced time, as near as it is known.
+        reason: why it cannot be an event; None if it is one.
+    """
+
+    sequence: int
+    subject: str
+    payload: bytes
+    received: datetime | None
+    reason: str | None = None
+
+    @property
+    def event_id(self) -> str | None:
+        """The event announced, None for a rejected message."""
+        prefix = EVENT_SUBJECT + "."
+        return self.subject.removeprefix(prefix) if self.subject.startswith(prefix) else None
+
+
+async def connect(url: str, **options: Any) -> Client:
+    """Connects once, and says so if that fails.
+
+    Args:
+        url: of the NATS server; never printed, for it may hold a password.
+        options: passed on to nats.connect.
+
+    Raises:
+        InboxUnavailableError: nobody answers there.
+    """
+    import nats
+
+    async def quiet(_: Exception) -> None:
+        """What goes wrong is raised; nats-py would print a traceback as well."""
+
+    options = {
+        "error_cb": quiet,
+        "allow_reconnect": False,
+        "connect_timeout": _CONNECT_TIMEOUT_S,
+    } | options
+    try:
+        return await nats.connect(url, **options)
+    # nats-py raises anything from OSError to its own, and whatever ssl and asyncio add.
+    except Exception as error:  # noqa: BLE001
+        raise InboxUnavailableError(
+            f"no inbox answers at {without_credentials(url)} "
+            f"({type(error).__name__}): is `cygno-assets up`, `demo` or `inbox` running?"
+        ) from None
+
+
+def without_credentials(url: str) -> str:
+    """A NATS URL as it may be printed."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+async def ensure_stream(
+    jetstream: JetStreamContext, *, max_age_days: float, max_bytes: int
+) -> None:
+    """Creates the stream, or sets the limits of the one that is there.
+
+    Args:
+        jetstream: of the inbox's server.
+        max_age_days: how long messages are kept.
+        max_bytes: how much is kept; the oldest messages go first.
+    """
+    from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+    from nats.js.errors import NotFoundError
+
+    config = StreamConfig(
+        name=STREAM,
+        subjects=[f"{EVENT_SUBJECT}.*", REJECTED_SUBJECT],
+        retention=RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.OLD,
+        storage=StorageType.FILE,
+        max_age=max_age_days * 86_400,
+        max_bytes=max_bytes,
+        # Two recorders of one announcement, or a client that sends twice: kept once.
+        duplicate_window=min(120.0, max_age_days * 86_400),
+        allow_direct=True,
+    )
+    try:
+        await jetstream.stream_info(STREAM)
+    except NotFoundError:
+        await jetstream.add_stream(config)
+    else:
+        await jetstream.update_stream(config)
+
+
+class Inbox:
+    """Synchronous access to the inbox.
+
+    Args:
+        find_url: tells the address of its NATS server; asked on each call, for an inbox that is
+            started anew may listen elsewhere.
+    """
+
+    def __init__(self, find_url: Callable[[], str]) -> None:
+        self._find_url = find_url
+
+    def state(self) -> StreamState:
+        """What the inbox holds now.
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+
+        async def ask() -> StreamState:
+            async with self._jetstream() as jetstream:
+                return await _stream_state(jetstream)
+
+        return _run(ask())
+
+    def newest_announcement(self, event_id: str) -> StoredMessage | None:
+        """The newest announcement of an event; None if the inbox holds none (any more).
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+        from nats.js.errors import NotFoundError
+
+        async def ask() -> StoredMessage | None:
+            async with self._jetstream() as jetstream:
+                try:
+                    message = await jetstream.get_last_msg(
+                        STREAM, f"{EVENT_SUBJECT}.{event_id}", direct=True
+                    )
+                except NotFoundError:
+                    await _stream_state(jetstream)  # no such message, or no stream at all?
+                    return None
+            return _stored(
+                message.seq, message.subject, message.data, getattr(message, "headers", None)
+            )
+
+        return _run(ask())
+
+    def read_after(self, sequence: int, *, limit: int) -> tuple[StreamState, list[StoredMessage]]:
+        """Reads on in the stream: events and rejected messages, in order, without gaps.
+
+        Args:
+            sequence: the last one already read; 0 for the beginning.
+            limit: how many messages at the most.
+
+        Returns:
+            The stream's state before reading, and the messages.
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+
+        async def read() -> tuple[StreamState, list[StoredMessage]]:
+            async with self._jetstream() as jetstream:
+                state = await _stream_state(jetstream)
+                return state, await _read(jetstream, sequence, limit, state)
+
+        return _run(read())
+
+    @asynccontextmanager
+    async def _jetstream(self) -> AsyncIterator[JetStreamContext]:
+        client = await connect(self._find_url())
+        try:
+            yield client.jetstream(timeout=_REPLY_TIMEOUT_S)
+        finally:
+            await client.close()
+
+
+def _run(call: Coroutine[Any, Any, T]) -> T:
+    import nats.errors
+    import nats.js.errors
+
+    try:
+        return asyncio.run(call)
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+        raise InboxUnavailableError(
+            f"the inbox does not answer as it should: {type(error).__name__}: {error}"
+        ) from error
+
+
+async def _stream_state(jetstream: JetStreamContext) -> StreamState:
+    from nats.js.errors import NotFoundError
+
+    try:
+        info = await jetstream.stream_info(STREAM, subjects_filter=REJECTED_SUBJECT)
+    except NotFoundError:
+        raise InboxUnavailableError(
+            f"the inbox has no stream {STREAM} yet: the recorder creates it"
+        ) from None
+    rejected = (info.state.subjects or {}).get(REJECTED_SUBJECT, 0)
+    return StreamState(
+        created=str(info.created),
+        first_sequence=info.state.first_seq,
+        last_sequence=info.state.last_seq,
+        events=info.state.messages - rejected,
+        rejected=rejected,
+    )
+
+
+async def _read(
+    jetstream: JetStreamContext, sequence: int, limit: int, state: StreamState
+) -> list[StoredMessage]:
+    from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+    # A fetch waits for as many as it asks for, so it must not ask for more than there are.
+    read_to = max(sequence, state.first_sequence - 1)
+    wanted = min(limit, state.last_sequence - read_to)
+    if wanted <= 0:
+        return []
+    subscription = await jetstream.pull_subscribe(
+        _ALL_SUBJECTS,
+        stream=STREAM,
+        config=ConsumerConfig(
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=read_to + 1,
+            ack_policy=AckPolicy.NONE,
+            mem_storage=True,
+            inactive_threshold=30.0,
+        ),
+    )
+    messages: list[StoredMessage] = []
+    try:
+        while len(messages) < wanted:
+            batch = await subscription.fetch(wanted - len(messages), timeout=_REPLY_TIMEOUT_S)
+            messages += [_fetched(message) for message in batch]
+    except TimeoutError:
+        pass  # nats-py's word for an empty fetch: what was there has aged out meanwhile
+    finally:
+        # Unsubscribing alone would leave the consumer behind until it times out.
+        info = await subscription.consumer_info()
+        await jetstream.delete_consumer(STREAM, info.name)
+    return messages
+
+
+def _fetched(message: Any) -> StoredMessage:
+    return _stored(message.metadata.sequence.stream, message.subject, message.data, message.headers)
+
+
+def _stored(
+    sequence: int | None, subject: str | None, payload: bytes | None, headers: Any
+) -> StoredMessage:
+    headers = headers or {}
+    received = headers.get(RECEIVED_HEADER)
+    return StoredMessage(
+        sequence=sequence or 0,
+        subject=subject or "",
+        payload=payload or b"",
+        received=None if received is None else datetime.fromisoformat(received).astimezone(UTC),
+        reason=headers.get(REASON_HEADER),
+    )

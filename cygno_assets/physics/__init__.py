@@ -1,0 +1,1 @@
+"""What is done to images and why: plain numpy and Pillow, no Dagster, nothing of ours outside."""

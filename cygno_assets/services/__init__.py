@@ -1,0 +1,1 @@
+"""The processes that make up a running system: started, waited for, and taken down again."""

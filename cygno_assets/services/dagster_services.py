@@ -1,0 +1,157 @@
+"""Dagster's processes: one code server, shared by the web UI and the daemon, and those two.
+
+Shared, because only then does "Reload definitions" in the UI reach the daemon too.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cygno_assets.services.process import (
+    Service,
+    ServiceError,
+    accepts_connections,
+    free_port,
+)
+from cygno_assets.settings import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cygno_assets.settings import Settings
+
+LOCATION = "cygno_assets"
+"""Name of the code location; part of the sensor's identity, so workspace.yaml has the same."""
+
+_USUAL_PORT = 3000
+_READY_TIMEOUT_S = 120.0
+_ASK_TIMEOUT_S = 10.0
+
+
+class DagsterServices:
+    """Code server, webserver and daemon on the checkout's dagster.yaml.
+
+    Args:
+        settings: home, host and port.
+        environ: settings that are not in our own environment.
+    """
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        port = settings.webserver_port
+        if port is None:
+            port = _USUAL_PORT if not accepts_connections(_USUAL_PORT) else free_port()
+        self._settings = settings
+        self.url = f"http://{settings.webserver_host}:{port}"
+        self._code_port = free_port()
+        self._workspace = settings.dagster_state / "workspace.yaml"
+        logs = settings.home / "logs"
+        environ = dict(environ) | {
+            "DAGSTER_HOME": str(CHECKOUT),
+            "CYGNO_HOME": str(settings.home),
+            "PATH": _path_with_our_programs(),
+        }
+
+        def service(name: str, *arguments: str) -> Service:
+            return Service(
+                name,
+                [sys.executable, "-m", *arguments],
+                logs / f"{name.replace(' ', '-')}.log",
+                environ,
+                cwd=CHECKOUT,
+            )
+
+        self.code_server = service(
+            "code server",
+            *("dagster", "code-server", "start", "--module-name", "cygno_assets.definitions"),
+            *("--host", "127.0.0.1", "--port", str(self._code_port)),
+            *("--location-name", LOCATION),
+        )
+        self.webserver = service(
+            "web UI",
+            *("dagster_webserver", "--workspace", str(self._workspace)),
+            *("--host", settings.webserver_host, "--port", str(port)),
+        )
+        self.daemon = service("daemon", "dagster._daemon", "run", "-w", str(self._workspace))
+
+    @property
+    def services(self) -> list[Service]:
+        """In the order in which they start."""
+        return [self.code_server, self.webserver, self.daemon]
+
+    def start(self) -> None:
+        """Starts all three and waits until the definitions are loaded and the daemon runs.
+
+        Raises:
+            ServiceError: one of them does not come up, or the definitions do not load.
+        """
+        self._workspace.parent.mkdir(parents=True, exist_ok=True)
+        self._workspace.write_text(
+            "load_from:\n"
+            "  - grpc_server:\n"
+            "      host: 127.0.0.1\n"
+            f"      port: {self._code_port}\n"
+            f"      location_name: {LOCATION}\n"
+        )
+        self._create_databases()
+        self.code_server.start().wait_ready(
+            lambda: accepts_connections(self._code_port), _READY_TIMEOUT_S
+        )
+        self.webserver.start()
+        self.daemon.start()
+        self.webserver.wait_ready(self._definitions_loaded, _READY_TIMEOUT_S)
+        self.daemon.wait_ready(self._daemon_healthy, _READY_TIMEOUT_S)
+
+    def _create_databases(self) -> None:
+        """Here, by one process: several that start on an empty home at once can corrupt it."""
+        import os
+
+        from dagster import DagsterInstance
+
+        os.environ["DAGSTER_HOME"] = str(CHECKOUT)
+        os.environ["CYGNO_HOME"] = str(self._settings.home)
+        with DagsterInstance.get() as instance:
+            instance.get_runs_count()
+            instance.all_instigator_state()
+
+    def ask(self, query: str) -> dict[str, Any]:
+        """Asks the webserver's GraphQL.
+
+        Raises:
+            OSError: it does not answer (requests' errors are such).
+            ServiceError: it answers with errors.
+        """
+        import requests
+
+        answer = requests.post(f"{self.url}/graphql", json={"query": query}, timeout=_ASK_TIMEOUT_S)
+        answer.raise_for_status()
+        content = answer.json()
+        if content.get("errors"):
+            raise ServiceError(f"the web UI answers: {content['errors'][0].get('message')}")
+        return dict(content["data"])
+
+    def _definitions_loaded(self) -> bool:
+        answer = self.ask(
+            """{ workspaceOrError { ... on Workspace { locationEntries { loadStatus
+            locationOrLoadError { __typename ... on PythonError { message } } } } } }"""
+        )
+        entries = answer["workspaceOrError"].get("locationEntries", [])
+        for entry in entries:
+            outcome = entry["locationOrLoadError"] or {}
+            if outcome.get("__typename") == "PythonError":
+                raise ServiceError(f"the definitions do not load: {outcome['message']}")
+        return bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
+
+    def _daemon_healthy(self) -> bool:
+        answer = self.ask(
+            "{ instance { daemonHealth { allDaemonStatuses { required healthy } } } }"
+        )
+        statuses = answer["instance"]["daemonHealth"]["allDaemonStatuses"]
+        return all(status["healthy"] for status in statuses if status["required"])
+
+
+def _path_with_our_programs() -> str:
+    import os
+
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

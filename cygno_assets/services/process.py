@@ -1,0 +1,139 @@
+"""One process that we start: its log, whether it is ready, and its end. Not what it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from cygno_assets.services.guardian import die_with_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+_POLL_S = 0.05
+_STOP_TIMEOUT_S = 10.0
+_LOG_TAIL_LINES = 15
+
+
+class ServiceError(RuntimeError):
+    """A process did not come up, or ended by itself; the message has the end of its log."""
+
+
+@dataclass
+class Service:
+    """A process started by us, in a process group of its own, that dies with us.
+
+    Attributes:
+        name: for messages, and of its log file.
+        argv: program and arguments; secrets belong into the environment.
+        log_file: where its output goes; appended to.
+        environ: added to our own environment.
+        stop_signal: what asks it to end.
+    """
+
+    name: str
+    argv: Sequence[str]
+    log_file: Path
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cwd: Path | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+
+    def start(self) -> Self:
+        """Starts it and returns at once."""
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        us = os.getpid()
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                list(self.argv),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | dict(self.environ),
+                cwd=self.cwd,
+                # Ctrl-C in a terminal is for us; we then stop our services in order.
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(us),  # noqa: PLW1509 – a libc call, no lock
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Of the running process.
+
+        Raises:
+            ServiceError: it was not started.
+        """
+        if self._process is None:
+            raise ServiceError(f"{self.name} was not started")
+        return self._process.pid
+
+    def check_alive(self, *, may_end: bool = False) -> None:
+        """Raises ServiceError, with the end of the log, if the process has ended by itself.
+
+        Args:
+            may_end: it may, if with status 0.
+        """
+        status = None if self._process is None else self._process.poll()
+        if status is not None and not (may_end and status == 0):
+            raise ServiceError(f"{self.name} ended with status {status}; {self._log_tail()}")
+
+    def wait_ready(self, answers: Callable[[], bool], timeout_s: float) -> Self:
+        """Waits until it answers.
+
+        Args:
+            answers: asks it; an OSError counts as no.
+            timeout_s: seconds after which it is given up.
+
+        Raises:
+            ServiceError: it ended, or does not answer in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            self.check_alive()
+            try:
+                if answers():
+                    return self
+            except OSError:
+                pass
+            time.sleep(_POLL_S)
+        raise ServiceError(f"{self.name} does not answer after {timeout_s:g} s; {self._log_tail()}")
+
+    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """Asks it to end, kills it with its process group if it does not, and waits for it."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(self.stop_signal)
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # children it left in its group
+
+    def _log_tail(self) -> str:
+        lines = self.log_file.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return f"the end of {self.log_file}:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether somebody listens on this port."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0

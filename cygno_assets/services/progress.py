@@ -1,0 +1,114 @@
+"""What the running system reports on the terminal: the live line and the summary in the end."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dagster import DagsterInstance
+
+_PLAIN_EVERY_S = 5.0
+
+
+@dataclass
+class Progress:
+    """Follows events from their announcement to their tensor.
+
+    Attributes:
+        announced: events that the DAQ announced.
+        recorded: events that the recorder put into the inbox.
+        materialized: events with a tensor.
+        pending: events that have neither a tensor nor failed.
+        failed: reason, by event; such an event may still be materialized by another run.
+        latencies_s: from acquisition to tensor, of the newest events.
+    """
+
+    announced: int = 0
+    recorded: int = 0
+    materialized: int = 0
+    pending: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+
+    def update(self, instance: DagsterInstance, new_events: Iterable[str]) -> None:
+        """Asks Dagster what became of the events that are not materialized yet."""
+        from cygno_assets.automation.history import (
+            failed_events,
+            materialized_events,
+            running_events,
+        )
+
+        self.pending |= set(new_events)
+        unfinished = self.pending | self.failed.keys()
+        # In this order, for a run that ends in between must not look like none.
+        failed = failed_events(instance, unfinished)
+        running = running_events(instance, failed)
+        materialized = materialized_events(instance, unfinished)
+        self.materialized += len(materialized)
+        self.latencies_s.extend(s for s in materialized.values() if not math.isnan(s))
+        self.failed = {
+            event: reason
+            for event, reason in failed.items()
+            if event not in running and event not in materialized
+        }
+        self.pending = unfinished - materialized.keys() - self.failed.keys()
+
+    @property
+    def latency_s(self) -> float:
+        """Median latency of the newest events; NaN if there is none."""
+        return statistics.median(self.latencies_s) if self.latencies_s else math.nan
+
+    def line(self) -> str:
+        """The live line."""
+        latency = "–" if math.isnan(self.latency_s) else f"{self.latency_s:.1f} s"
+        return (
+            f"announced {self.announced}  recorded {self.recorded}  "
+            f"materialized {self.materialized}  failed {len(self.failed)}  "
+            f"backlog {len(self.pending)}  latency {latency}"
+        )
+
+    def summary(self) -> str:
+        """What became of all events, in lines."""
+        counts = (
+            f"{self.announced} announced, {self.recorded} recorded, "
+            f"{self.materialized} materialized, {len(self.failed)} failed"
+        )
+        lines = [counts]
+        if not math.isnan(self.latency_s):
+            lines.append(f"median latency from acquired to tensor: {self.latency_s:.1f} s")
+        lines += [f"failed: {reason}" for reason in self.failed.values()]
+        lines += [f"not materialized: {event}" for event in sorted(self.pending)]
+        return "\n".join(lines)
+
+
+class LiveLine:
+    """Prints one line over and over in a terminal; now and then a new one elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._last = ""
+        self._last_time = -math.inf
+
+    def show(self, line: str) -> None:
+        """Shows the line if it tells anything new."""
+        now = time.monotonic()
+        if self._terminal:
+            print("\r" + line.ljust(len(self._last)), end="", flush=True)
+        elif line == self._last or now - self._last_time < _PLAIN_EVERY_S:
+            return
+        else:
+            print(line, flush=True)
+        self._last, self._last_time = line, now
+
+    def end(self) -> None:
+        """Moves on to a new line."""
+        if self._terminal and self._last:
+            print(flush=True)

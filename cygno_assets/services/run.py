@@ -1,0 +1,154 @@
+"""`cygno-assets demo` and `cygno-assets up`: the running system, followed on the terminal."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from cygno_assets.daq.inbox import Inbox
+from cygno_assets.services.process import Service
+from cygno_assets.services.progress import LiveLine, Progress
+from cygno_assets.services.stack import running_daq_servers, running_stack
+from cygno_assets.settings import load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dagster import DagsterInstance
+
+    from cygno_assets.daq.simulator.truth import TruthTable
+    from cygno_assets.services.stack import Stack
+
+_LOOK_EVERY_S = 1.0
+_STUCK_AFTER_S = 300.0
+_READ_AT_ONCE = 1000
+
+
+def run_up(overrides: dict[str, object]) -> None:
+    """Runs the system against a real DAQ until it is interrupted.
+
+    Args:
+        overrides: settings by field name, beyond those of the environment.
+    """
+    with running_stack(overrides, _say) as stack:
+        _say(f"DAQ        {stack.settings.daq_subject} – Ctrl-C ends")
+        _follow_up(stack)
+
+
+def run_demo(
+    overrides: dict[str, object],
+    *,
+    events: int | None,
+    rate_hz: float,
+    seed: int | None,
+    images: Path | None,
+) -> int:
+    """Runs the system against a simulated DAQ.
+
+    Args:
+        overrides: settings by field name, beyond those of the environment.
+        events: end after so many; None runs until interrupted.
+        rate_hz: of arrivals, in events/s.
+        seed: of images and gaps; None draws one.
+        images: folder to take images from instead of simulating them.
+
+    Returns:
+        0 if all events were materialized, else 1.
+    """
+    from cygno_assets.daq.simulator.truth import TruthTable
+
+    home = load_settings(overrides).home
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    with running_daq_servers(home / "logs") as daq:
+        overrides |= {
+            "daq_nats_url": daq.nats_url,
+            "daq_timezone": "UTC",
+            "download_ca_file": daq.bucket.ca_file,
+        }
+        with running_stack(overrides, _say) as stack:
+            truth = daq.folder / "truth.sqlite"
+            simulator = Service(
+                "DAQ",
+                [
+                    *(sys.executable, "-m", "cygno_assets.cli", "simulate", "daq"),
+                    *("--nats", daq.nats_url, "--timezone", "UTC"),
+                    *("--s3-endpoint", daq.bucket.endpoint, "--bucket", daq.bucket.bucket),
+                    *("--ca-file", str(daq.bucket.ca_file), "--truth", str(truth)),
+                    *("--rate", str(rate_hz), "--seed", str(seed)),
+                    *(() if events is None else ("--events", str(events))),
+                    *(() if images is None else ("--images", str(images))),
+                ],
+                home / "logs" / "daq.log",
+                {
+                    "AWS_ACCESS_KEY_ID": daq.bucket.access_key_id,
+                    "AWS_SECRET_ACCESS_KEY": daq.bucket.secret_access_key,
+                },
+            )
+            try:
+                simulator.start()
+                _say(
+                    f"DAQ        simulated, {rate_hz:g} events/s, seed {seed}"
+                    + ("" if events is not None else " – Ctrl-C ends")
+                )
+                return _follow_demo(stack, simulator, TruthTable(truth), events)
+            finally:
+                simulator.stop()
+
+
+def _follow_demo(stack: Stack, daq: Service, truth: TruthTable, events: int | None) -> int:
+    line, progress = LiveLine(), Progress()
+    changed, before = time.monotonic(), ""
+    with _instance() as instance:
+        while True:
+            stack.check_alive()
+            daq.check_alive(may_end=events is not None)
+            rows = truth.rows()
+            new = {_event_id(row.filename) for row in rows[progress.announced :]}
+            progress.announced = len(rows)
+            progress.recorded = stack.recorder_counts().stored
+            progress.update(instance, new)
+            line.show(progress.line())
+            if events is not None and len(rows) >= events and not progress.pending:
+                break
+            if progress.line() != before:
+                changed, before = time.monotonic(), progress.line()
+            elif events is not None and time.monotonic() - changed > _STUCK_AFTER_S:
+                _say(f"nothing has moved for {_STUCK_AFTER_S:g} s: giving up")
+                break
+            time.sleep(_LOOK_EVERY_S)
+    line.end()
+    _say(progress.summary())
+    return 1 if progress.pending or progress.failed else 0
+
+
+def _follow_up(stack: Stack) -> None:
+    line, progress = LiveLine(), Progress()
+    inbox = Inbox(stack.settings.resolve_inbox_url)
+    read_to = inbox.state().last_sequence
+    with _instance() as instance:
+        while True:
+            stack.check_alive()
+            _, messages = inbox.read_after(read_to, limit=_READ_AT_ONCE)
+            if messages:
+                read_to = messages[-1].sequence
+            counts = stack.recorder_counts()
+            progress.announced, progress.recorded = counts.received, counts.stored
+            progress.update(instance, {m.event_id for m in messages if m.event_id is not None})
+            line.show(progress.line() + ("" if counts.daq_connected else "  DAQ NOT CONNECTED"))
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _instance() -> DagsterInstance:
+    from dagster import DagsterInstance
+
+    return DagsterInstance.get()
+
+
+def _event_id(filename: str) -> str:
+    return filename.rpartition(".")[0]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,192 @@
+"""The running system: inbox, recorder, Dagster, and for a demo the simulated DAQ.
+
+Here belong which processes there are, their order, and the lock that keeps two systems out of
+one home; what they report is progress.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cygno_assets.daq.recorder import RecorderCounts, recorder_status
+from cygno_assets.services.dagster_services import DagsterServices
+from cygno_assets.services.nats_server import NatsServer
+from cygno_assets.services.process import Service, ServiceError
+from cygno_assets.settings import CHECKOUT, environment_name, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from cygno_assets.daq.simulator.bucket import BucketSettings
+    from cygno_assets.settings import Settings
+
+_READY_TIMEOUT_S = 60.0
+
+
+@dataclass
+class Stack:
+    """A running system.
+
+    Attributes:
+        settings: with the inbox's address filled in.
+        dagster: its processes.
+        services: all processes, so that one that ends by itself is noticed.
+    """
+
+    settings: Settings
+    dagster: DagsterServices
+    services: list[Service]
+
+    def check_alive(self) -> None:
+        """Raises ServiceError if one of the processes has ended by itself."""
+        for service in self.services:
+            service.check_alive()
+
+    def recorder_counts(self) -> RecorderCounts:
+        """What the recorder has counted since it started; zeros if it does not answer."""
+        counts = asyncio.run(recorder_status(self.settings.resolve_inbox_url()))
+        return counts or RecorderCounts()
+
+
+@contextmanager
+def running_stack(overrides: Mapping[str, object], say: Callable[[str], None]) -> Iterator[Stack]:
+    """Starts inbox, recorder and Dagster, and takes them down again.
+
+    Args:
+        overrides: settings by field name, beyond those of the environment.
+        say: told of each step, in a line.
+
+    Raises:
+        SettingsError: a setting is wrong.
+        ServiceError: a process does not come up, or the home is in use.
+    """
+    settings = load_settings(overrides)
+    if not (CHECKOUT / "dagster.yaml").is_file():
+        raise ServiceError(f"there is no dagster.yaml in {CHECKOUT}: run this from a checkout")
+    with ExitStack() as cleanup:
+        cleanup.enter_context(locked_home(settings))
+        services: list[Service] = []
+        if settings.inbox_url is None:
+            inbox = cleanup.enter_context(running_inbox(settings))
+            services.append(inbox.service)
+            settings = load_settings({**overrides, "inbox_url": inbox.url})
+            say(f"inbox      {inbox.url}")
+        # Secrets go by the environment: everybody on the machine can read arguments.
+        environ = {
+            environment_name(field): _as_text(value)
+            for field, value in {**overrides, "inbox_url": settings.inbox_url}.items()
+            if value is not None
+        }
+        recorder = Service(
+            "recorder",
+            [sys.executable, "-m", "cygno_assets.cli", "record"],
+            settings.home / "logs" / "recorder.log",
+            environ,
+        )
+        cleanup.callback(recorder.stop)
+        recorder.start().wait_ready(lambda: _recorder_answers(settings), _READY_TIMEOUT_S)
+        services.append(recorder)
+        say("recorder   running")
+        dagster = DagsterServices(settings, environ)
+        for service in dagster.services:
+            cleanup.callback(service.stop)
+        say("Dagster    starting …")
+        dagster.start()
+        services += dagster.services
+        say(f"web UI     {dagster.url}")
+        yield Stack(settings, dagster, services)
+        say("stopping …")
+
+
+@contextmanager
+def locked_home(settings: Settings) -> Iterator[None]:
+    """Keeps a second system out of the same home; the kernel unlocks it when we die.
+
+    Raises:
+        ServiceError: a system runs there already.
+    """
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with (settings.home / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(
+                f"a system runs in {settings.home} already; stop it, or set "
+                f"{environment_name('home')} to another folder"
+            ) from None
+        os.set_inheritable(lock.fileno(), False)
+        yield
+
+
+@contextmanager
+def running_inbox(settings: Settings) -> Iterator[NatsServer]:
+    """Our nats-server with JetStream, in the home; its address is left there for others."""
+    folder = settings.home / "inbox"
+    server = NatsServer(
+        folder,
+        settings.home / "logs" / "inbox.log",
+        name="inbox",
+        port=settings.inbox_port,
+        jetstream=True,
+    )
+    try:
+        server.start()
+        settings.inbox_url_file.write_text(server.url + "\n")
+        yield server
+    finally:
+        settings.inbox_url_file.unlink(missing_ok=True)
+        server.stop()
+
+
+def _recorder_answers(settings: Settings) -> bool:
+    return asyncio.run(recorder_status(settings.resolve_inbox_url())) is not None
+
+
+def _as_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class DaqServers:
+    """The simulated DAQ's own servers.
+
+    Attributes:
+        nats_url: core NATS, without JetStream.
+        bucket: of the S3 server behind HTTPS, with its authority's PEM file.
+        folder: of all of it, and of the truth table; deleted in the end.
+        services: the processes.
+    """
+
+    nats_url: str
+    bucket: BucketSettings
+    folder: Path
+    services: Sequence[Service]
+
+
+@contextmanager
+def running_daq_servers(logs: Path) -> Iterator[DaqServers]:
+    """A core nats-server and an S3 server, as the school's DAQ has them; needs the extra `demo`.
+
+    Args:
+        logs: folder of their logs.
+    """
+    from cygno_assets.services.s3_server import BucketAccess, S3Server
+
+    with tempfile.TemporaryDirectory(prefix="cygno-daq-") as name, ExitStack() as cleanup:
+        folder = Path(name)
+        nats = NatsServer(folder / "nats", logs / "daq-nats.log", name="DAQ's NATS server")
+        cleanup.callback(nats.stop)
+        nats.start()
+        access = BucketAccess("cygno-daq")
+        s3 = S3Server(folder / "s3", logs / "daq-s3.log", [access])
+        cleanup.callback(s3.stop)
+        s3.start()
+        yield DaqServers(nats.url, s3.bucket(access), folder, [nats.service, s3.service])

@@ -1,0 +1,353 @@
+"""Every CYGNO_* setting: its type, default, meaning and check.
+
+Here belongs what a person may set from outside, and nothing else: no behaviour, no Dagster.
+The table in docs/settings.md is made from this module (`cygno-assets settings --markdown`).
+"""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from cygno_assets.physics.spec import PreprocessSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "CYGNO_"
+CHECKOUT = Path(__file__).resolve().parent.parent
+"""The folder that holds dagster.yaml and workspace.yaml."""
+
+
+class SettingsError(ValueError):
+    """One or more settings are wrong; the message names each variable and says why."""
+
+
+class Settings(BaseModel):
+    """The settings, read once and then unchanged.
+
+    Build it with `load_settings`, which turns what pydantic finds wrong into a `SettingsError`
+    that names the environment variables.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(
+        CHECKOUT / ".cygno",
+        description="Folder of all state: Dagster's databases, the inbox, the data, logs. "
+        "Deleting it is a clean start.",
+    )
+
+    daq_nats_url: str = Field(
+        "nats://127.0.0.1:4222",
+        repr=False,  # may hold a password
+        description="NATS server of the DAQ; `nats://user:password@host:port` or "
+        "`nats://token@host:port` where it asks for one.",
+    )
+    daq_subject: str = Field("daq/data", description="Subject the DAQ announces images on.")
+    daq_timezone: str = Field(
+        "UTC",
+        description="IANA time zone of the DAQ's clock, which announces local time without a "
+        "zone (the school's: Europe/Rome).",
+    )
+
+    download_ca_file: Path | None = Field(
+        None,
+        description="PEM file of the authority that signed the object store's certificate; "
+        "without it the system's authorities are used.",
+    )
+    download_insecure: bool = Field(
+        False,
+        description="`true` skips certificate checks of downloads, for a DAQ whose authority "
+        "you cannot get.",
+    )
+    download_timeout_s: float = Field(
+        20.0, gt=0, le=600, description="Seconds without a byte after which a download fails."
+    )
+    download_max_bytes: int = Field(
+        20_000_000, ge=1_000, description="Largest image file accepted, in bytes."
+    )
+    image_max_pixels: int = Field(
+        25_000_000,
+        ge=4,
+        description="Largest image decoded, in pixels (width × height); the camera's full "
+        "sensor has 5.3 million.",
+    )
+    names_without_md5: bool = Field(
+        False,
+        description="`true` accepts file names that do not carry the md5 of their content "
+        "(`<name>-<md5>.jpg`); their bytes then cannot be checked.",
+    )
+
+    inbox_url: str | None = Field(
+        None,
+        repr=False,  # may hold a password
+        description="NATS server of the inbox (JetStream). Without it, the one that "
+        "`cygno-assets up`, `demo` or `inbox` started for this home.",
+    )
+    inbox_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of the inbox on 127.0.0.1; a free one if unset."
+    )
+    inbox_max_age_days: float = Field(
+        7.0, gt=0, description="Days an announcement is kept in the inbox."
+    )
+    inbox_max_bytes: int = Field(
+        4 * 1024**3, ge=1024**2, description="Bytes of announcements kept; the oldest go first."
+    )
+
+    max_unfinished_live_runs: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Live runs queued or running at once; further events wait in the inbox.",
+    )
+
+    storage_url: str | None = Field(
+        None,
+        description="Where images and tensors are kept: `file:///…` or `s3://bucket/prefix`. "
+        "Without it, `data` in the home.",
+    )
+    storage_s3_endpoint: str | None = Field(
+        None, description="Address of an S3 server that is not Amazon's, `https://host:port`."
+    )
+    storage_s3_region: str = Field("us-east-1", description="Region of the S3 bucket.")
+    storage_s3_access_key_id: str | None = Field(None, description="S3 access key.")
+    storage_s3_secret_access_key: SecretStr | None = Field(None, description="S3 secret key.")
+    storage_s3_ca_file: Path | None = Field(
+        None, description="PEM file of the authority that signed the S3 server's certificate."
+    )
+
+    crop_half_width: int = Field(
+        64, ge=1, le=4096, description="Half the side of the central crop, in pixels."
+    )
+    window_low: float = Field(80.0, description="Window: this many ADU and less become 0.")
+    window_high: float = Field(110.0, description="Window: this many ADU and more become 1.")
+
+    webserver_host: str = Field(
+        "127.0.0.1", description="Address the web UI listens on; only this machine by default."
+    )
+    webserver_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of the web UI; 3000, or a free one if taken."
+    )
+
+    owners: tuple[str, ...] = Field(
+        ("team:cygno",),
+        description="Owners shown on every asset, separated by commas: e-mail addresses or "
+        "`team:name`.",
+    )
+
+    @field_validator("owners", mode="before")
+    @classmethod
+    def _split_owners(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("owners")
+    @classmethod
+    def _check_owners(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in value:
+            if not owner.removeprefix("team:") or ("@" not in owner) == (
+                not owner.startswith("team:")
+            ):
+                raise ValueError(f"{owner!r} is neither an e-mail address nor `team:name`")
+        return value
+
+    @field_validator("home")
+    @classmethod
+    def _absolute_home(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @field_validator("daq_timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{value!r} is no IANA time zone such as UTC or Europe/Rome") from None
+        return value
+
+    @field_validator("daq_nats_url", "inbox_url")
+    @classmethod
+    def _nats_url(cls, value: str | None) -> str | None:
+        return value if value is None else check_nats_url(value)
+
+    @field_validator("daq_subject")
+    @classmethod
+    def _publishable_subject(cls, value: str) -> str:
+        if not value or any(c.isspace() or c in "*>" for c in value):
+            raise ValueError(f"{value!r} is no NATS subject: no spaces, `*` or `>`")
+        return value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _known_storage(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme == "s3" and parts.netloc:
+            return value.rstrip("/")
+        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+            return value.rstrip("/")
+        raise ValueError(f"{value!r} is neither file:///absolute/path nor s3://bucket/prefix")
+
+    @field_validator("storage_s3_endpoint")
+    @classmethod
+    def _http_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and (
+            urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname
+        ):
+            raise ValueError(f"{value!r} is no http:// or https:// address")
+        return value
+
+    @field_validator("download_ca_file", "storage_s3_ca_file")
+    @classmethod
+    def _existing_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"there is no file {str(value)!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        if not self.window_low < self.window_high:
+            raise ValueError(
+                f"{PREFIX}WINDOW_LOW ({self.window_low:g}) must be below "
+                f"{PREFIX}WINDOW_HIGH ({self.window_high:g})"
+            )
+        if (self.storage_s3_access_key_id is None) != (self.storage_s3_secret_access_key is None):
+            raise ValueError(
+                f"{PREFIX}STORAGE_S3_ACCESS_KEY_ID and {PREFIX}STORAGE_S3_SECRET_ACCESS_KEY "
+                "go together: set both or neither"
+            )
+        return self
+
+    @property
+    def preprocess_spec(self) -> PreprocessSpec:
+        """The one specification that live and training tensors are made by."""
+        return PreprocessSpec(
+            half_width=self.crop_half_width,
+            window_low=self.window_low,
+            window_high=self.window_high,
+        )
+
+    @property
+    def data_url(self) -> str:
+        """Where images and tensors are kept, whether set or not; without a trailing slash."""
+        return self.storage_url or (self.home / "data").as_uri()
+
+    @property
+    def dagster_state(self) -> Path:
+        """Folder of Dagster's databases and logs."""
+        return self.home / "dagster"
+
+    @property
+    def inbox_url_file(self) -> Path:
+        """The file in which whoever starts the inbox leaves its address for everybody else."""
+        return self.home / "inbox" / "url"
+
+    def resolve_inbox_url(self) -> str:
+        """The inbox's address: as set, else as left in the home by the process that runs it.
+
+        Raises:
+            SettingsError: there is neither, so nobody started an inbox for this home.
+        """
+        if self.inbox_url is not None:
+            return self.inbox_url
+        try:
+            return self.inbox_url_file.read_text().strip()
+        except FileNotFoundError:
+            raise SettingsError(
+                f"no inbox runs for {self.home}: start one with `cygno-assets up`, `demo` or "
+                f"`inbox`, or set {PREFIX}INBOX_URL"
+            ) from None
+
+
+def check_nats_url(value: str) -> str:
+    """Returns the URL as it is.
+
+    Raises:
+        ValueError: it is not nats://host[:port] (or tls://, ws://, wss://). The value itself is
+            not in the message, for it may hold a password.
+    """
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if parts.scheme not in {"nats", "tls", "ws", "wss"} or not host:
+        raise ValueError("not of the form nats://host:port")
+    return value
+
+
+def environment_name(field: str) -> str:
+    """The environment variable of a setting: `daq_nats_url` → `CYGNO_DAQ_NATS_URL`."""
+    return PREFIX + field.upper()
+
+
+def load_settings(
+    overrides: Mapping[str, object] | None = None, *, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Reads and checks all settings.
+
+    Args:
+        overrides: values by field name, which win over the environment. None means not given.
+        environ: where to look for CYGNO_* variables; the process's environment if None.
+
+    Raises:
+        SettingsError: names each wrong or unknown variable and says what is wrong with it.
+    """
+    environ = os.environ if environ is None else environ
+    known = {environment_name(field): field for field in Settings.model_fields}
+    found = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
+    unknown = sorted(set(found) - set(known))
+    # An empty variable counts as unset: that is how shells and compose files leave one out.
+    values: dict[str, Any] = {known[n]: v for n, v in found.items() if n in known and v != ""}
+    values |= {f: value for f, value in (overrides or {}).items() if value is not None}
+    problems = []
+    for name in unknown:
+        near = get_close_matches(name, known, n=1)
+        problems.append(f"{name}: no such setting{f'; did you mean {near[0]}?' if near else ''}")
+    settings = None
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            where = ".".join(environment_name(str(part)) for part in problem["loc"][:1])
+            said = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{where}: {said}" if where else said)
+    if settings is None or problems:
+        raise SettingsError("\n".join(problems))
+    return settings
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table: variable, default, meaning."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for field, info in Settings.model_fields.items():
+        default = info.default
+        if default is None:
+            shown = "–"
+        elif field == "home":
+            shown = "`.cygno` in the checkout"
+        elif isinstance(default, bool):
+            shown = f"`{str(default).lower()}`"
+        elif isinstance(default, tuple):
+            shown = f"`{','.join(default)}`"
+        else:
+            shown = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+        rows.append(f"| `{environment_name(field)}` | {shown} | {info.description} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,1 @@
+"""Where images and tensors are kept: a local folder or S3, by URL."""

@@ -1,0 +1,87 @@
+"""Paths by URL, and writes that are whole or not there. What is written is not known here."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from cygno_assets.settings import Settings
+
+
+def data_root(settings: Settings) -> UPath:
+    """The folder or bucket prefix that everything is kept under.
+
+    S3 goes through obstore's fsspec, which is several times as fast as s3fs.
+    """
+    from upath import UPath
+
+    url = settings.data_url
+    if not url.startswith("s3://"):
+        return UPath(url)
+
+    import obstore.fsspec
+
+    obstore.fsspec.register("s3")
+    config: dict[str, Any] = {"region": settings.storage_s3_region}
+    client: dict[str, Any] = {"timeout": "30s", "connect_timeout": "5s"}
+    if settings.storage_s3_endpoint is not None:
+        config |= {
+            "endpoint": settings.storage_s3_endpoint,
+            "virtual_hosted_style_request": False,
+        }
+        client["allow_http"] = settings.storage_s3_endpoint.startswith("http://")
+    if settings.storage_s3_secret_access_key is not None:
+        config |= {
+            "access_key_id": settings.storage_s3_access_key_id,
+            "secret_access_key": settings.storage_s3_secret_access_key.get_secret_value(),
+        }
+    if settings.storage_s3_ca_file is not None:
+        client["root_certificate"] = settings.storage_s3_ca_file.read_text()
+    return UPath(url, config=config, client_options=client)
+
+
+def write_whole(path: UPath, data: bytes) -> None:
+    """Writes a file so that whoever reads it sees all of it, or what was there before.
+
+    Locally by way of a temporary name, flushed to the disk before it is renamed, so that a
+    power cut cannot leave an empty file under the right name; on S3 a put is whole by itself.
+    """
+    if path.protocol not in {"", "file", "local"}:
+        path.fs.pipe_file(path.path, data)
+        return
+    target = Path(path.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A dot first, so that no glob for images or tensors finds it.
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_whole(path: UPath) -> bytes:
+    """A file's bytes, in one request.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    return bytes(path.fs.cat_file(path.path))
+
+
+def read_if_there(path: UPath) -> bytes | None:
+    """A file's bytes; None if there is no such file."""
+    try:
+        return read_whole(path)
+    except FileNotFoundError:
+        return None
