@@ -5,12 +5,10 @@ from __future__ import annotations
 from dagster import AssetSelection, define_asset_job, in_process_executor
 
 from cygno_assets.assets.live import PREPROCESSED_TENSOR, RAW_IMAGE
-from cygno_assets.partitions import daq_event_partitions
 
 live_event_job = define_asset_job(
     "live_event",
     selection=AssetSelection.assets(RAW_IMAGE, PREPROCESSED_TENSOR),
-    partitions_def=daq_event_partitions,
     executor_def=in_process_executor,
     description="One event of the DAQ, from its announcement to its tensor.",
 )

@@ -83,33 +83,38 @@ class StoredMessage:
         return self.subject.removeprefix(prefix) if self.subject.startswith(prefix) else None
 
 
-async def connect(url: str, **options: Any) -> Client:
-    """Connects once, and says so if that fails.
+async def connect(url: str) -> Client:
+    """Connects once, for one call; the connection is not kept up.
 
     Args:
-        url: of the NATS server; never printed, for it may hold a password.
-        options: passed on to nats.connect.
+        url: of the NATS server; never printed with what it holds before the host.
 
     Raises:
         InboxUnavailableError: nobody answers there.
     """
     import nats
 
-    async def quiet(_: Exception) -> None:
-        """What goes wrong is raised; nats-py would print a traceback as well."""
+    errors: list[Exception] = []
 
-    options = {
-        "error_cb": quiet,
-        "allow_reconnect": False,
-        "connect_timeout": _CONNECT_TIMEOUT_S,
-    } | options
+    async def remember(error: Exception) -> None:
+        errors.append(error)
+
     try:
-        return await nats.connect(url, **options)
+        return await nats.connect(
+            url,
+            error_cb=remember,
+            allow_reconnect=False,
+            # nats-py tries so often and once more before it gives up; 0 would mean for ever.
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+        )
     # nats-py raises anything from OSError to its own, and whatever ssl and asyncio add.
     except Exception as error:  # noqa: BLE001
+        cause = errors[-1] if errors else error
         raise InboxUnavailableError(
             f"no inbox answers at {without_credentials(url)} "
-            f"({type(error).__name__}): is `cygno-assets up`, `demo` or `inbox` running?"
+            f"({type(cause).__name__}): is `cygno-assets up`, `demo` or `inbox` running?"
         ) from None
 
 

@@ -103,43 +103,51 @@ class Recorder:
                     await client.close()
 
     async def _connect(self, url: str, what: str) -> Client:
+        """Connects and stays connected, for ever; nats-py itself tries on in between."""
+        import nats
         import nats.errors
 
+        where = f"{what} at {inbox.without_credentials(url)}"
+        quiet = False
+
         async def lost() -> None:
-            log.warning("lost the connection to the %s", what)
+            log.warning("lost the connection to the %s", where)
             if what == "DAQ":
                 self.counts.daq_connected = False
 
         async def back() -> None:
-            log.info("connected to the %s again", what)
+            nonlocal quiet
+            quiet = False
+            log.info("connected to the %s again", where)
             if what == "DAQ":
                 self.counts.daq_connected = True
                 self.counts.daq_reconnects += 1
 
         async def failed(error: Exception) -> None:
+            nonlocal quiet
             if isinstance(error, nats.errors.SlowConsumerError):
                 self.counts.dropped += 1
-            log.debug("%s: %s", what, error)
+            if not quiet:  # once an outage is enough
+                log.warning("%s: %s; trying on", where, type(error).__name__)
+                quiet = True
 
-        said = False
         while True:
             try:
-                client = await inbox.connect(
+                client = await nats.connect(
                     url,
-                    allow_reconnect=True,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=_RETRY_S,
                     disconnected_cb=lost,
                     reconnected_cb=back,
                     error_cb=failed,
                 )
-            except inbox.InboxUnavailableError:
-                if not said:
-                    log.warning("no %s answers at %s yet", what, inbox.without_credentials(url))
-                    said = True
+            # A server that refuses us today may let us in tomorrow: no error ends this.
+            except Exception as error:  # noqa: BLE001
+                await failed(error)
                 await asyncio.sleep(_RETRY_S)
             else:
-                log.info("connected to the %s at %s", what, inbox.without_credentials(url))
+                log.info("connected to the %s", where)
+                quiet = False
                 return client
 
     async def _ensure_stream(self, jetstream: JetStreamContext) -> None:

@@ -96,7 +96,7 @@ def test_mean_statistics_agree_with_the_real_images(
 def test_every_image_is_within_the_range_of_the_live_stream(simulated: list[bytes]) -> None:
     for image in simulated:
         found = statistics(image)
-        assert found["mean"] == pytest.approx(99.9, abs=0.1)
+        assert found["mean"] == pytest.approx(99.9, abs=0.15)
         assert found["sd"] == pytest.approx(5.35, abs=0.15)
         assert found["column means"] == pytest.approx(0.71, abs=0.09)  # 4 SD of an SD of 576
         assert found["row means"] == pytest.approx(0.29, abs=0.07)
