@@ -61,13 +61,14 @@ def run_demo(
 
     home = load_settings(overrides).home
     seed = secrets.randbelow(2**31) if seed is None else seed
-    with running_daq_servers(home / "logs") as daq:
+    with running_daq_servers(home) as daq:
         overrides |= {
             "daq_nats_url": daq.nats_url,
             "daq_timezone": "UTC",
             "download_ca_file": daq.bucket.ca_file,
         }
         with running_stack(overrides, _say) as stack:
+            stack.services.extend(daq.services)
             truth = daq.folder / "truth.sqlite"
             simulator = Service(
                 "DAQ",

@@ -53,6 +53,7 @@ class S3Server:
             "S3 server",
             self._argv(),
             log_file,
+            cwd=folder,
             stop_signal=signal.SIGKILL,  # SIGTERM takes it twelve seconds
         )
 
@@ -79,9 +80,10 @@ class S3Server:
             f"-s3.cert.file={certificates / 'cert.pem'}",
             f"-s3.key.file={certificates / 'key.pem'}",
             f"-s3.config={folder / 'identities.json'}",
-            # Sockets would otherwise lie in a folder shared with everybody.
-            f"-s3.localSocket={folder / 's3.sock'}",
-            f"-filer.localSocket={folder / 'filer.sock'}",
+            # Sockets would otherwise lie in a folder shared with everybody; relative, for their
+            # paths must be short.
+            "-s3.localSocket=s3.sock",
+            "-filer.localSocket=filer.sock",
             f"-bucket={','.join(access.bucket for access in self._buckets)}",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",

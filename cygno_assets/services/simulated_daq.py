@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cygno_assets.services.process import ServiceError
 from cygno_assets.services.stack import running_daq_servers
-from cygno_assets.settings import check_nats_url
+from cygno_assets.settings import check_nats_url, load_settings
 
 
 def run_simulated_daq(
@@ -56,8 +56,7 @@ def run_simulated_daq(
         raise ServiceError(str(error)) from None
     with ExitStack() as cleanup:
         if nats_url is None or s3_endpoint is None:
-            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="cygno-daq-")))
-            servers = cleanup.enter_context(running_daq_servers(folder / "logs"))
+            servers = cleanup.enter_context(running_daq_servers(load_settings().home))
             nats_url, settings = servers.nats_url, servers.bucket
             print(
                 f"DAQ's NATS server {nats_url}, seed {seed}; listen to it with\n"

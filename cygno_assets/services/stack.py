@@ -172,15 +172,20 @@ class DaqServers:
 
 
 @contextmanager
-def running_daq_servers(logs: Path) -> Iterator[DaqServers]:
+def running_daq_servers(home: Path) -> Iterator[DaqServers]:
     """A core nats-server and an S3 server, as the school's DAQ has them; needs the extra `demo`.
 
     Args:
-        logs: folder of their logs.
+        home: folder of their logs, and of their data as long as they run.
     """
     from cygno_assets.services.s3_server import BucketAccess, S3Server
 
-    with tempfile.TemporaryDirectory(prefix="cygno-daq-") as name, ExitStack() as cleanup:
+    home.mkdir(parents=True, exist_ok=True)
+    logs = home / "logs"
+    with (
+        tempfile.TemporaryDirectory(prefix="simulated-daq-", dir=home) as name,
+        ExitStack() as cleanup,
+    ):
         folder = Path(name)
         nats = NatsServer(folder / "nats", logs / "daq-nats.log", name="DAQ's NATS server")
         cleanup.callback(nats.stop)

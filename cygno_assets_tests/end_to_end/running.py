@@ -1,0 +1,199 @@
+"""Starting `cygno-assets` as a user does, and seeing what of it is left running."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+import requests
+
+from cygno_assets_tests.wire import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROGRAM = Path(sys.executable).parent / "cygno-assets"
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Every process, of whatever parent, that was started for this home."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("CYGNO_HOME") == str(home) and process.pid != os.getpid():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@dataclass
+class Program:
+    """A running `cygno-assets …`; whatever the test does, nothing of it is left in the end."""
+
+    arguments: list[str]
+    home: Path
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self._output = self.home / f"{self.arguments[0]}.out"
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(
+                [PROGRAM, *self.arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"CYGNO_HOME": str(self.home)} | dict(self.environ),
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            finally:
+                self.process.kill()
+                for process in processes_of(self.home):
+                    process.kill()
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def says(self, pattern: str, timeout_s: float = 120) -> str:
+        """Waits for a line; returns its first group."""
+
+        def found() -> re.Match[str] | None:
+            match = re.search(pattern, self.output)
+            if match is None and self.process.poll() is not None:
+                raise AssertionError(f"ended without saying {pattern!r}:\n{self.output}")
+            return match
+
+        wait_until(f"{pattern!r} in {self.output}", found, timeout_s)
+        match = found()
+        assert match is not None
+        return match[1] if match.groups() else match[0]
+
+    def ends(self, timeout_s: float = 240) -> int:
+        """Waits for its end; returns its exit status."""
+        return self.process.wait(timeout_s)
+
+    def interrupt(self) -> int:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        return self.ends(60)
+
+    def nothing_left(self) -> None:
+        """Fails if a process of it is still there after a while, its orphans included."""
+        wait_until("all its processes are gone", lambda: not processes_of(self.home), 30)
+
+
+@dataclass(frozen=True)
+class WebUI:
+    """The web UI, asked as the browser asks it."""
+
+    url: str
+
+    def ask(self, query: str, **variables: object) -> Any:
+        answer = requests.post(
+            f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=30
+        ).json()
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def partition_counts(self, asset: str) -> dict[str, int]:
+        """How many partitions of an asset are materialized, failed, and in all."""
+        node = self.ask(
+            """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+            partitionStats { numMaterialized numFailed numPartitions } } } }""",
+            key={"path": [asset]},
+        )["assetNodeOrError"]
+        return dict(node["partitionStats"])
+
+    def staleness(self, asset: str, partition: str) -> tuple[str, list[str]]:
+        """What the UI says of one partition: FRESH, STALE or MISSING, and why."""
+        node = self.ask(
+            """query($key: AssetKeyInput!, $partition: String!) {
+            assetNodeOrError(assetKey: $key) { ... on AssetNode {
+            staleStatus(partition: $partition)
+            staleCauses(partition: $partition) { category reason } } } }""",
+            key={"path": [asset]},
+            partition=partition,
+        )["assetNodeOrError"]
+        return node["staleStatus"], [cause["category"] for cause in node["staleCauses"]]
+
+    def backfill(self, assets: list[str], partitions: list[str]) -> str:
+        """Materializes partitions as the UI's dialog does; returns the backfill's id."""
+        result = self.ask(
+            """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(
+            backfillParams: $params) { __typename ... on LaunchBackfillSuccess { backfillId }
+            ... on PythonError { message } } }""",
+            params={
+                "assetSelection": [{"path": [asset]} for asset in assets],
+                "partitionNames": partitions,
+                "fromFailure": False,
+            },
+        )["launchPartitionBackfill"]
+        assert result["__typename"] == "LaunchBackfillSuccess", result
+        return str(result["backfillId"])
+
+    def backfill_ends(self, backfill: str, timeout_s: float = 180) -> str:
+        """Waits for a backfill; returns its status."""
+
+        def status() -> str:
+            return str(
+                self.ask(
+                    """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
+                    ... on PartitionBackfill { status } } }""",
+                    id=backfill,
+                )["partitionBackfillOrError"]["status"]
+            )
+
+        wait_until(
+            "the backfill ends",
+            lambda: status().startswith(("COMPLETED", "FAILED", "CANCELED")),
+            timeout_s,
+        )
+        return status()
+
+    def metadata(self, asset: str, partition: str) -> dict[str, Any]:
+        """The metadata of a partition's latest materialization, as far as they are scalars."""
+        node = self.ask(
+            """query($key: AssetKeyInput!, $partition: String!) {
+            assetNodeOrError(assetKey: $key) { ... on AssetNode {
+            latestMaterializationByPartition(partitions: [$partition]) { metadataEntries {
+            label ... on TextMetadataEntry { text } ... on FloatMetadataEntry { floatValue }
+            ... on TimestampMetadataEntry { timestamp } ... on PathMetadataEntry { path }
+            } } } } }""",
+            key={"path": [asset]},
+            partition=partition,
+        )["assetNodeOrError"]["latestMaterializationByPartition"][0]
+        return {
+            entry["label"]: next((v for k, v in entry.items() if k != "label"), None)
+            for entry in node["metadataEntries"]
+        }
+
+    def failures(self, partition: str) -> list[str]:
+        """Why runs of a partition failed, as the run page says it."""
+        runs = self.ask(
+            """query($tags: [ExecutionTag!]) { runsOrError(filter: {tags: $tags}) {
+            ... on Runs { results { status eventConnection { events {
+            ... on ExecutionStepFailureEvent { failureMetadata { description } error { message }
+            } } } } } } }""",
+            tags=[{"key": "dagster/partition", "value": partition}],
+        )["runsOrError"]["results"]
+        return [
+            (event.get("failureMetadata") or {}).get("description") or event["error"]["message"]
+            for run in runs
+            for event in run["eventConnection"]["events"]
+            if event.get("error")
+        ]
