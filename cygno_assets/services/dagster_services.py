@@ -5,8 +5,8 @@ Shared, because only then does "Reload definitions" in the UI reach the daemon t
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cygno_assets.services.process import (
@@ -50,7 +50,8 @@ class DagsterServices:
         environ = dict(environ) | {
             "DAGSTER_HOME": str(CHECKOUT),
             "CYGNO_HOME": str(settings.home),
-            "PATH": _path_with_our_programs(),
+            # Off in dagster.yaml too, but only this keeps it from making folders in the checkout.
+            "DAGSTER_DISABLE_TELEMETRY": "yes",
         }
 
         def service(name: str, *arguments: str) -> Service:
@@ -105,8 +106,6 @@ class DagsterServices:
 
     def _create_databases(self) -> None:
         """Here, by one process: several that start on an empty home at once can corrupt it."""
-        import os
-
         from dagster import DagsterInstance
 
         os.environ["DAGSTER_HOME"] = str(CHECKOUT)
@@ -149,9 +148,3 @@ class DagsterServices:
         )
         statuses = answer["instance"]["daemonHealth"]["allDaemonStatuses"]
         return all(status["healthy"] for status in statuses if status["required"])
-
-
-def _path_with_our_programs() -> str:
-    import os
-
-    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -49,6 +49,7 @@ def guarded(command: Callable[[], int]) -> int:
     if inner == 0:
         status = 1
         try:
+            os.setsid()  # Ctrl-C in a terminal reaches the outer one alone, which passes it on
             die_with_parent(outer, signal.SIGTERM)
             adopt_orphans()
             for number in (signal.SIGTERM, signal.SIGHUP):
@@ -71,9 +72,7 @@ def guarded(command: Callable[[], int]) -> int:
     def pass_on(number: int, _: FrameType | None) -> None:
         os.kill(inner, number)
 
-    # A terminal sends Ctrl-C to both; a script sends its signal to the outer one alone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else pass_on)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
     status = os.waitstatus_to_exitcode(_wait(inner))
     kill_descendants()

@@ -131,6 +131,35 @@ class WebUI:
         )["assetNodeOrError"]
         return node["staleStatus"], [cause["category"] for cause in node["staleCauses"]]
 
+    def materialize(self, assets: list[str], partition: str) -> str:
+        """Materializes one partition as the UI's dialog does; returns how the run ended."""
+        result = self.ask(
+            """mutation($params: ExecutionParams!) { launchPipelineExecution(
+            executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } }
+            ... on PythonError { message } } }""",
+            params={
+                "mode": "default",
+                "selector": {
+                    "repositoryLocationName": "cygno_assets",
+                    "repositoryName": "__repository__",
+                    "pipelineName": "__ASSET_JOB",
+                    "assetSelection": [{"path": [asset]} for asset in assets],
+                    "assetCheckSelection": [],
+                },
+                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+                "runConfigData": "{}",
+            },
+        )["launchPipelineExecution"]
+        assert result["__typename"] == "LaunchRunSuccess", result
+        run_id = result["run"]["runId"]
+
+        def status() -> str:
+            query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+            return str(self.ask(query, id=run_id)["runOrError"]["status"])
+
+        wait_until("the run ends", lambda: status() in {"SUCCESS", "FAILURE", "CANCELED"})
+        return status()
+
     def backfill(self, assets: list[str], partitions: list[str]) -> str:
         """Materializes partitions as the UI's dialog does; returns the backfill's id."""
         result = self.ask(

@@ -49,16 +49,14 @@ def test_live_events_then_another_window_then_an_event_that_is_gone(tmp_path: Pa
         assert (home / "data" / "raw_image" / f"{event}.jpg").stat().st_mtime == written.st_mtime
 
         # Materialized in the UI with nothing typed in: the stored image will do.
-        backfill = ui.backfill(["raw_image", "preprocessed_tensor"], [event])
-        assert ui.backfill_ends(backfill) == "COMPLETED_SUCCESS"
+        assert ui.materialize(["raw_image", "preprocessed_tensor"], event) == "SUCCESS"
         assert up.interrupt() == 130
 
     # Bytes and announcement are both gone.
     (home / "data" / "raw_image" / f"{event}.jpg").unlink()
     with Program(["up"], home, {**nowhere, "CYGNO_INBOX_MAX_AGE_DAYS": "0.00001"}) as up:
         ui = WebUI(up.says(r"web UI +(\S+)"))
-        backfill = ui.backfill(["raw_image", "preprocessed_tensor"], [event])
-        assert ui.backfill_ends(backfill) == "COMPLETED_FAILED"
+        assert ui.materialize(["raw_image", "preprocessed_tensor"], event) == "FAILURE"
         [failure] = ui.failures(event)
         assert failure.startswith(f"{event}: neither its image is stored nor its announcement")
         assert up.interrupt() == 130

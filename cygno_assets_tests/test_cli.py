@@ -1,0 +1,73 @@
+"""The program's own words: help, settings, and the documents that must agree with them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from cygno_assets.cli import cli
+from cygno_assets.settings import CHECKOUT, Settings, environment_name, settings_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DOCS = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
+COMMANDS = ["demo", "up", "record", "inbox", "settings", "simulate", "simulate daq"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str) -> None:
+    result = CliRunner().invoke(cli, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_settings_lists_every_setting() -> None:
+    listed = CliRunner().invoke(cli, ["settings"]).output
+    for field in Settings.model_fields:
+        assert f"{environment_name(field)} = " in listed
+
+
+def test_the_documented_table_is_the_one_in_the_code() -> None:
+    assert settings_table() in (CHECKOUT / "docs" / "settings.md").read_text(), (
+        "put the output of `cygno-assets settings --markdown` into docs/settings.md"
+    )
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_documents_name_only_settings_and_files_that_exist(document: Path) -> None:
+    text = document.read_text()
+    known = {environment_name(field) for field in Settings.model_fields}
+    assert set(re.findall(r"CYGNO_[A-Z][A-Z0-9_]*", text)) - {"CYGNO_DAQ"} <= known
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        if not target.startswith(("http://", "https://")):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["simulate", "daq", "--nats", "nats://127.0.0.1:1"], "--nats and --s3-endpoint go"),
+        (["simulate", "daq", "--rate", "-1"], "--rate"),
+        (["demo", "--events", "0"], "--events"),
+        (["demo", "--images", "/no/such/folder"], "--images"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_wrong_options_are_refused_by_name(arguments: list[str], why: str) -> None:
+    import subprocess
+    import sys
+
+    result = subprocess.run(  # a process of its own, for these commands fork
+        [sys.executable, "-m", "cygno_assets.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode != 0
+    assert why in result.stderr
+    assert "Traceback" not in result.stderr
