@@ -25,7 +25,7 @@ test-ui: $(READY_DEV) ## the tests in a browser; needs Debian's package chromium
 
 screenshots: $(READY_DEV) ## take the README's screenshots anew; needs chromium
 	@command -v chromium >/dev/null || { echo "chromium is missing: sudo apt-get install chromium"; exit 1; }
-	CYGNO_TEST_SCREENSHOTS=docs/images $(BIN)/python -m pytest cygno_assets_tests/ui
+	SCREENSHOTS=docs/images $(BIN)/python -m pytest cygno_assets_tests/ui
 
 check: $(READY_DEV) ## style and types
 	$(BIN)/ruff check .

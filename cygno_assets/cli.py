@@ -108,15 +108,14 @@ def record() -> None:
 @cli.command()
 def inbox() -> None:
     """Run the inbox alone: our NATS server with JetStream."""
+    from cygno_assets.services.process import watch
     from cygno_assets.services.stack import locked_home, running_inbox
 
     def run() -> int:
         settings = load_settings()
         with locked_home(settings), running_inbox(settings) as server:
             click.echo(f"inbox {server.url} – Ctrl-C ends")
-            while True:
-                signal.sigtimedwait([signal.SIGCHLD], 1.0)
-                server.service.check_alive()
+            watch([server.service])
 
     _guarded(run)
 
@@ -172,7 +171,8 @@ def simulate() -> None:
 def simulate_daq(**options: Any) -> None:
     """Simulate the DAQ: images into a bucket, announcements over NATS.
 
-    Alone it starts servers of its own and prints how to listen to them. With --nats and
+    Alone it starts servers of its own, prints how to listen to them, and keeps them up until
+    Ctrl-C, for images are fetched after they were announced. With --nats and
     --s3-endpoint it uses those; the bucket's keys are then taken from AWS_ACCESS_KEY_ID and
     AWS_SECRET_ACCESS_KEY.
     """

@@ -44,7 +44,7 @@ class Settings(BaseModel):
     that names the environment variables.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     home: Path = Field(
         CHECKOUT / ".cygno",
@@ -68,7 +68,7 @@ class Settings(BaseModel):
     download_ca_file: Path | None = Field(
         None,
         description="PEM file of the authority that signed the object store's certificate; "
-        "without it the system's authorities are used.",
+        "without it, those of Python's certifi are trusted.",
     )
     download_insecure: bool = Field(
         False,
@@ -189,8 +189,8 @@ class Settings(BaseModel):
     @field_validator("daq_subject")
     @classmethod
     def _publishable_subject(cls, value: str) -> str:
-        if not value or any(c.isspace() or c in "*>" for c in value):
-            raise ValueError(f"{value!r} is no NATS subject: no spaces, `*` or `>`")
+        if not all(value.split(".")) or any(c.isspace() or c in "*>" for c in value):
+            raise ValueError(f"{value!r} is no NATS subject: no spaces, `*`, `>` or empty parts")
         return value
 
     @field_validator("storage_url")
@@ -201,7 +201,7 @@ class Settings(BaseModel):
         parts = urlsplit(value)
         if parts.scheme == "s3" and parts.netloc:
             return value.rstrip("/")
-        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        if parts.scheme == "file" and not parts.netloc and parts.path[:1] == "/" != parts.path:
             return value.rstrip("/")
         raise ValueError(f"{value!r} is neither file:///absolute/path nor s3://bucket/prefix")
 

@@ -27,7 +27,7 @@ def test_the_definitions_load_and_every_asset_is_described() -> None:
     definitions = build_defs(load_settings())
     Definitions.validate_loadable(definitions)
     specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
-    assert set(specs) == {"daq_announcement", "raw_image", "preprocessed_tensor"}
+    assert set(specs) == {"daq_announcements", "raw_image", "preprocessed_tensor"}
     for spec in specs.values():
         assert spec.description
         assert spec.owners

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from cygno_assets.settings import Settings
 
 GROUP = "live"
-ANNOUNCEMENT = AssetKey("daq_announcement")
+ANNOUNCEMENTS = AssetKey("daq_announcements")
 RAW_IMAGE = AssetKey("raw_image")
 PREPROCESSED_TENSOR = AssetKey("preprocessed_tensor")
 
@@ -96,11 +96,11 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
 
         return decode_image(data, max_pixels=settings.image_max_pixels)
 
-    announcement = AssetSpec(
-        ANNOUNCEMENT,
-        description="The DAQ's message about one image, kept verbatim in the inbox: presigned "
-        "URL, time and file name. The sensor `daq_events` adds a partition for each.",
-        partitions_def=daq_event_partitions,
+    announcements = AssetSpec(
+        ANNOUNCEMENTS,
+        description="What the DAQ says of its images on NATS, kept verbatim in the inbox: for "
+        "each a presigned URL, a time and a file name. The sensor `daq_events` makes a partition "
+        "of the assets downstream for each.",
         group_name=GROUP,
         owners=owners,
         kinds={"nats"},
@@ -109,7 +109,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
 
     @asset(
         key=RAW_IMAGE,
-        deps=[announcement],
+        deps=[announcements],
         partitions_def=daq_event_partitions,
         group_name=GROUP,
         owners=owners,
@@ -130,7 +130,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         from cygno_assets.physics.histogram import mean_and_sd, pixel_counts, range_of
 
         event_id = _event_id(context)
-        metadata: dict[str, RawMetadataValue] = {}
+        downloaded: dict[str, RawMetadataValue] = {}
         try:
             data = _undamaged(raw_image_io_manager.stored(RAW_IMAGE, event_id), event_id)
             if data is not None:
@@ -145,16 +145,17 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
                     decode(data)  # nothing else vouches for these bytes
                 # Kept before anything is done with them: the URL dies after an hour.
                 raw_image_io_manager.keep(RAW_IMAGE, event_id, data)
-                metadata["downloaded"] = MetadataValue.timestamp(datetime.now(UTC))
+                downloaded["downloaded"] = MetadataValue.timestamp(datetime.now(UTC))
             image = decode(data)
         except (NotAnEventError, FinalDownloadError, ImageError) as error:
             raise Failure(f"{event_id}: {error}", allow_retries=False) from None
         counts = pixel_counts(image)
         mean, sd = mean_and_sd(counts)
         low, high = range_of(counts)
-        if found is not None:
-            metadata |= _provenance(*found)
-        metadata |= {
+        metadata: dict[str, RawMetadataValue] = {
+            **({} if found is None else _times(*found)),
+            **downloaded,
+            **({} if found is None else _source(*found)),
             "size_bytes": len(data),
             "md5": content_md5(data),
             "width_px": image.width,
@@ -219,7 +220,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             value=tensor, metadata=metadata, data_version=DataVersion(f"{spec.hash}-{digest}")
         )
 
-    return [announcement, raw_image, preprocessed_tensor]
+    return [announcements, raw_image, preprocessed_tensor]
 
 
 def _event_id(context: AssetExecutionContext) -> str:
@@ -248,12 +249,12 @@ def _nothing_left(event_id: str, settings: "Settings") -> Failure:
     )
 
 
-def _provenance(message: StoredMessage, announced: "Announcement") -> dict[str, "RawMetadataValue"]:
-    provenance: dict[str, RawMetadataValue] = {
-        "acquired": MetadataValue.timestamp(announced.acquired),
-        "stream_sequence": message.sequence,
-        "source": announced.source,
-    }
+def _times(message: StoredMessage, announced: "Announcement") -> dict[str, "RawMetadataValue"]:
+    times: dict[str, RawMetadataValue] = {"acquired": MetadataValue.timestamp(announced.acquired)}
     if message.received is not None:
-        provenance["announced"] = MetadataValue.timestamp(message.received)
-    return provenance
+        times["announced"] = MetadataValue.timestamp(message.received)
+    return times
+
+
+def _source(message: StoredMessage, announced: "Announcement") -> dict[str, "RawMetadataValue"]:
+    return {"source": announced.source, "stream_sequence": message.sequence}

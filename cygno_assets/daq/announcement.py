@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -160,15 +160,18 @@ def _check_filename(filename: str, *, names_without_md5: bool) -> tuple[str, str
 
 
 def _read_time(time: str, timezone: ZoneInfo) -> datetime:
+    wrong = NotAnEventError(
+        f"field 'time' is not a time such as 2024-11-27 14:27:36.570564: {_shown(time)}"
+    )
+    if not (time.isascii() and time.isprintable()):
+        raise wrong  # Python takes any character between date and time; it becomes a header
     try:
         acquired = datetime.fromisoformat(time)
         if acquired.tzinfo is None:
             acquired = acquired.replace(tzinfo=timezone)
-        acquired.timestamp()  # the first and last days of the calendar have none
+        acquired.astimezone(UTC)  # fails on the first and last days of the calendar
     except (ValueError, OverflowError):
-        raise NotAnEventError(
-            f"field 'time' is not a time such as 2024-11-27 14:27:36.570564: {_shown(time)}"
-        ) from None
+        raise wrong from None
     return acquired
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import ssl
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ _CHUNK_BYTES = 65_536
 _RETRIES = 3
 _RETRIED_STATUSES = (429, 500, 502, 503, 504)
 _CONNECT_TIMEOUT_S = 5.0
+_MAX_DURATION_S = 120.0
+"""Of the whole answer: a server that drips one byte a second never runs into a time-out."""
 
 
 class DownloadError(Exception):
@@ -98,11 +102,13 @@ def download_image(announcement: Announcement, limits: DownloadLimits) -> bytes:
                 timeout=(_CONNECT_TIMEOUT_S, limits.timeout_s),
                 # On each request, for REQUESTS_CA_BUNDLE in the environment silently
                 # overrides what is set on a session.
-                verify=False if limits.insecure else str(limits.ca_file or True),
+                verify=_verify(limits),
             ) as response:
                 _check_status(response, what)
                 data = _read_body(response, limits.max_bytes, what)
         except requests.exceptions.SSLError as error:
+            if not _is_about_certificates(error):  # hung up in the handshake, say
+                raise RetriableDownloadError(f"{what}: {_kind(error)}") from None
             raise FinalDownloadError(
                 f"{what}: the server's certificate is not trusted ({_kind(error)}); set "
                 "CYGNO_DOWNLOAD_CA_FILE to its authority's PEM file"
@@ -116,6 +122,9 @@ def download_image(announcement: Announcement, limits: DownloadLimits) -> bytes:
         # The exceptions of requests and urllib3 quote the URL with its signature: `from None`.
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise RetriableDownloadError(f"{what}: {_kind(error)}") from None
+        # requests' word for an authority's file that is gone; all else it raises is above.
+        except OSError as error:
+            raise FinalDownloadError(f"{what}: {error}") from None
     check_md5(data, announcement)
     return data
 
@@ -125,7 +134,8 @@ def _session() -> requests.Session:
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
 
-    logging.getLogger("urllib3.connectionpool").addFilter(_without_signatures)
+    for name in ("urllib3.connectionpool", "urllib3.util.retry", "urllib3.connection"):
+        logging.getLogger(name).addFilter(_without_signatures)
     retries = Retry(
         total=_RETRIES,
         backoff_factor=0.2,
@@ -133,6 +143,7 @@ def _session() -> requests.Session:
         status_forcelist=_RETRIED_STATUSES,
         allowed_methods=("GET",),
         raise_on_status=False,
+        respect_retry_after_header=False,  # it may say hours, and a run would sleep through them
     )
     session = requests.Session()
     session.trust_env = False  # no proxy and no .netrc password for an address from a message
@@ -147,13 +158,27 @@ def _without_signatures(record: logging.LogRecord) -> bool:
     return True
 
 
-def _kind(error: BaseException) -> str:
-    """What happened without the URL: the name of the innermost error, and the system's words."""
+def _verify(limits: DownloadLimits) -> bool | str:
+    if limits.insecure:
+        return False
+    return True if limits.ca_file is None else str(limits.ca_file)
+
+
+def _innermost(error: BaseException) -> BaseException:
     while True:
         inner = error.__cause__ or error.__context__ or getattr(error, "reason", None)
         if not isinstance(inner, BaseException) or inner is error:
-            break
+            return error
         error = inner
+
+
+def _is_about_certificates(error: BaseException) -> bool:
+    return isinstance(_innermost(error), ssl.SSLCertVerificationError)
+
+
+def _kind(error: BaseException) -> str:
+    """What happened without the URL: the name of the innermost error, and the system's words."""
+    error = _innermost(error)
     system = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     return f"{type(error).__name__}{system}"
 
@@ -177,12 +202,15 @@ def _read_body(response: requests.Response, max_bytes: int, what: str) -> bytes:
     if expected is not None and expected > max_bytes:
         raise too_large
     data = bytearray()
+    deadline = time.monotonic() + _MAX_DURATION_S
     # The raw stream as sent: an object store does not compress images, and a small compressed
     # answer must not unfold into a huge one.
     for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
         data += chunk
         if len(data) > max_bytes:
             raise too_large
+        if time.monotonic() > deadline:
+            raise RetriableDownloadError(f"{what}: not complete after {_MAX_DURATION_S:g} s")
     if expected is not None and len(data) != expected:
         raise RetriableDownloadError(f"{what}: truncated, {len(data)} of {expected} bytes")
     if not data:

@@ -93,6 +93,7 @@ async def connect(url: str) -> Client:
         InboxUnavailableError: nobody answers there.
     """
     import nats
+    import nats.errors
 
     errors: list[Exception] = []
 
@@ -112,9 +113,11 @@ async def connect(url: str) -> Client:
     # nats-py raises anything from OSError to its own, and whatever ssl and asyncio add.
     except Exception as error:  # noqa: BLE001
         cause = errors[-1] if errors else error
+        # NATS' own words, such as 'Authorization Violation', name no address.
+        why = cause if isinstance(cause, nats.errors.Error) else type(cause).__name__
         raise InboxUnavailableError(
-            f"no inbox answers at {without_credentials(url)} "
-            f"({type(cause).__name__}): is `cygno-assets up`, `demo` or `inbox` running?"
+            f"no inbox answers at {without_credentials(url)} ({why}): "
+            "is `cygno-assets up`, `demo` or `inbox` running?"
         ) from None
 
 
@@ -187,6 +190,7 @@ class Inbox:
         Raises:
             InboxUnavailableError: nobody answers, or there is no stream yet.
         """
+        from nats.errors import NoRespondersError
         from nats.js.errors import NotFoundError
 
         async def ask() -> StoredMessage | None:
@@ -195,7 +199,7 @@ class Inbox:
                     message = await jetstream.get_last_msg(
                         STREAM, f"{EVENT_SUBJECT}.{event_id}", direct=True
                     )
-                except NotFoundError:
+                except (NotFoundError, NoRespondersError):
                     await _stream_state(jetstream)  # no such message, or no stream at all?
                     return None
             return _stored(

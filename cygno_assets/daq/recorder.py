@@ -14,13 +14,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+import nats
+import nats.errors
+import nats.js.errors
+
 from cygno_assets.daq import inbox
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
-    from nats.js import JetStreamContext
 
     from cygno_assets.settings import Settings
 
@@ -32,7 +35,10 @@ STATUS_SUBJECT = "cygno.status.recorder"
 MAX_REJECTED_BYTES = 4_000_000
 """What is kept of a message that cannot be an event; NATS servers allow 1 MB unless told."""
 
+# A subclass of these is what nats-py raises while a server is away or refuses.
+_FAILURES = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
 _RETRY_S = 0.5
+_HEADER_BYTES = 65_536
 _STORE_TIMEOUT_S = 5.0
 # The client's own queue bridges the time in which the inbox cannot be reached: an hour and more
 # at the school's highest rate. What overflows it is counted as dropped.
@@ -76,17 +82,25 @@ class Recorder:
         self._settings = settings
         self._inbox_url = inbox_url
         self._timezone = ZoneInfo(settings.daq_timezone)
+        self._inbox: Client | None = None
         self.counts = RecorderCounts()
 
     async def run(self) -> None:
         """Runs until cancelled; waits for either server as long as it takes."""
-        store = await self._connect(self._inbox_url, "inbox")
-        daq = None
         try:
-            jetstream = store.jetstream(timeout=_STORE_TIMEOUT_S)
-            await self._ensure_stream(jetstream)
-            await store.subscribe(STATUS_SUBJECT, cb=self._answer_status)
-            daq = await self._connect(self._settings.daq_nats_url, "DAQ")
+            await self._ready_inbox()
+            while True:
+                await self._record_all()
+                # nats-py reconnects by itself, but closes for good when a server says so.
+                log.warning("the DAQ's server closed the connection; beginning anew")
+                await asyncio.sleep(_RETRY_S)
+        finally:
+            if self._inbox is not None:
+                await self._inbox.close()
+
+    async def _record_all(self) -> None:
+        daq = await self._connect(self._settings.daq_nats_url, "DAQ")
+        try:
             subscription = await daq.subscribe(
                 self._settings.daq_subject,
                 pending_msgs_limit=_PENDING_MESSAGES,
@@ -96,17 +110,34 @@ class Recorder:
             self.counts.daq_connected = True
             log.info("recording %s", self._settings.daq_subject)
             async for message in subscription.messages:
-                await self._record(jetstream, message)
+                await self._record(message)
         finally:
-            for client in (daq, store):
-                if client is not None:
-                    await client.close()
+            self.counts.daq_connected = False
+            await daq.close()
+
+    async def _ready_inbox(self) -> Client:
+        """The connection to the inbox, made anew if it is closed, and its stream, made if missing.
+
+        An inbox that lost its disk comes back without its stream.
+        """
+        while True:
+            if self._inbox is None or self._inbox.is_closed:
+                self._inbox = await self._connect(self._inbox_url, "inbox")
+                await self._inbox.subscribe(STATUS_SUBJECT, cb=self._answer_status)
+            try:
+                await inbox.ensure_stream(
+                    self._inbox.jetstream(timeout=_STORE_TIMEOUT_S),
+                    max_age_days=self._settings.inbox_max_age_days,
+                    max_bytes=self._settings.inbox_max_bytes,
+                )
+            except _FAILURES as error:
+                log.warning("the inbox has no stream (%s); trying on", type(error).__name__)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return self._inbox
 
     async def _connect(self, url: str, what: str) -> Client:
         """Connects and stays connected, for ever; nats-py itself tries on in between."""
-        import nats
-        import nats.errors
-
         where = f"{what} at {inbox.without_credentials(url)}"
         quiet = False
 
@@ -150,14 +181,7 @@ class Recorder:
                 quiet = False
                 return client
 
-    async def _ensure_stream(self, jetstream: JetStreamContext) -> None:
-        await inbox.ensure_stream(
-            jetstream,
-            max_age_days=self._settings.inbox_max_age_days,
-            max_bytes=self._settings.inbox_max_bytes,
-        )
-
-    async def _record(self, jetstream: JetStreamContext, message: Msg) -> None:
+    async def _record(self, message: Msg) -> None:
         self.counts.received += 1
         headers = {inbox.RECEIVED_HEADER: datetime.now(UTC).isoformat()}
         try:
@@ -175,13 +199,7 @@ class Recorder:
         else:
             subject = f"{inbox.EVENT_SUBJECT}.{event.event_id}"
             message_id = event.message_id
-        repeated = await self._store(
-            # Only a message that is no event can be larger than the inbox takes.
-            jetstream,
-            subject,
-            message.data[:MAX_REJECTED_BYTES],
-            headers | {"Nats-Msg-Id": message_id},
-        )
+        repeated = await self._store(subject, message.data, headers | {"Nats-Msg-Id": message_id})
         if repeated:
             self.counts.duplicate += 1
         elif subject == inbox.REJECTED_SUBJECT:
@@ -189,37 +207,25 @@ class Recorder:
         else:
             self.counts.stored += 1
 
-    async def _store(
-        self, jetstream: JetStreamContext, subject: str, payload: bytes, headers: dict[str, str]
-    ) -> bool:
+    async def _store(self, subject: str, payload: bytes, headers: dict[str, str]) -> bool:
         """Stores one message, however long that takes; returns whether it was there already."""
-        import nats.errors
-        import nats.js.errors
-
+        client = self._inbox or await self._ready_inbox()
         said = False
         while True:
+            # Only a message that is no event can be larger than the inbox takes.
+            most = min(MAX_REJECTED_BYTES, client.max_payload - _HEADER_BYTES)
             try:
-                ack = await jetstream.publish(
-                    subject, payload, stream=inbox.STREAM, headers=headers
+                ack = await client.jetstream(timeout=_STORE_TIMEOUT_S).publish(
+                    subject, payload[:most], stream=inbox.STREAM, headers=headers
                 )
-            except (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError) as error:
+            except _FAILURES as error:
                 if not said:
                     log.warning("the inbox does not store (%s); trying on", type(error).__name__)
                     said = True
                 await asyncio.sleep(_RETRY_S)
-                await self._mend_stream(jetstream)
+                client = await self._ready_inbox()
             else:
                 return bool(ack.duplicate)
-
-    async def _mend_stream(self, jetstream: JetStreamContext) -> None:
-        """An inbox that lost its disk comes back without its stream."""
-        import nats.errors
-        import nats.js.errors
-
-        try:
-            await self._ensure_stream(jetstream)
-        except (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError) as error:
-            log.debug("no stream yet: %s", error)
 
     async def _answer_status(self, message: Msg) -> None:
         if message.reply:
@@ -232,8 +238,6 @@ async def recorder_status(inbox_url: str) -> RecorderCounts | None:
     Raises:
         InboxUnavailableError: the inbox itself does not answer.
     """
-    import nats.errors
-
     client = await inbox.connect(inbox_url)
     try:
         reply = await client.request(STATUS_SUBJECT, b"", timeout=1.0)

@@ -51,8 +51,8 @@ class PreprocessSpec:
         80 and 80.0 are the same window and hash alike.
         """
         numbers = asdict(self) | {
-            "window_low": float(self.window_low),
-            "window_high": float(self.window_high),
+            "window_low": float(self.window_low) + 0.0,  # −0.0 is 0
+            "window_high": float(self.window_high) + 0.0,
             "dtype": "float32",
         }
         text = json.dumps(numbers, sort_keys=True)

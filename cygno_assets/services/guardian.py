@@ -52,6 +52,8 @@ def guarded(command: Callable[[], int]) -> int:
             os.setsid()  # Ctrl-C in a terminal reaches the outer one alone, which passes it on
             die_with_parent(outer, signal.SIGTERM)
             adopt_orphans()
+            # Set, not inherited: a shell starts what it puts in the background with Ctrl-C ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, _terminate)
             status = command()

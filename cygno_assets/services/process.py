@@ -9,7 +9,7 @@ import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from cygno_assets.services.guardian import die_with_parent
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _POLL_S = 0.05
+_WATCH_S = 1.0
 _STOP_TIMEOUT_S = 10.0
 _LOG_TAIL_LINES = 15
 
@@ -47,7 +48,10 @@ class Service:
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     def start(self) -> Self:
-        """Starts it and returns at once."""
+        """Starts it and returns at once.
+
+        Call it in the main thread: for the kernel, the parent whose end ends it is the thread.
+        """
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         us = os.getpid()
         with self.log_file.open("ab") as log:
@@ -123,6 +127,18 @@ class Service:
     def _log_tail(self) -> str:
         lines = self.log_file.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         return f"the end of {self.log_file}:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def watch(services: Sequence[Service]) -> NoReturn:
+    """Waits until interrupted.
+
+    Raises:
+        ServiceError: one of the processes ended by itself.
+    """
+    while True:
+        for service in services:
+            service.check_alive()
+        signal.sigtimedwait([signal.SIGCHLD], _WATCH_S)
 
 
 def free_port() -> int:

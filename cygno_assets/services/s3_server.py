@@ -11,6 +11,7 @@ import shutil
 import signal
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
@@ -20,7 +21,6 @@ from cygno_assets.services.process import Service, accepts_connections, free_por
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 _READY_TIMEOUT_S = 60.0
 _REGION = "us-east-1"
@@ -48,6 +48,11 @@ class S3Server:
         self._folder = folder
         self._buckets = buckets
         self.port = free_port()
+        self._ports = {
+            name: free_port()
+            for part in ("master.port", "volume.port", "filer.port", "admin.port", "s3.port")
+            for name in (part, f"{part}.grpc")
+        }
         self.ca_file = folder / "certificates" / "ca.pem"
         self.service = Service(
             "S3 server",
@@ -64,18 +69,13 @@ class S3Server:
 
     def _argv(self) -> list[str]:
         folder, certificates = self._folder, self._folder / "certificates"
-        ports = [
-            part
-            for name in ("master.port", "volume.port", "filer.port", "admin.port", "s3.port")
-            for part in (f"-{name}={free_port()}", f"-{name}.grpc={free_port()}")
-        ]
         return [
             program("weed"),
             "mini",
             f"-dir={folder / 'data'}",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
-            *ports,
+            *(f"-{name}={port}" for name, port in self._ports.items()),
             f"-s3.port.https={self.port}",
             f"-s3.cert.file={certificates / 'cert.pem'}",
             f"-s3.key.file={certificates / 'key.pem'}",
@@ -144,3 +144,6 @@ class S3Server:
         """Ends it and deletes what it stored."""
         self.service.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+        for port in self._ports.values():  # some of its sockets lie there, whatever one sets
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 – its choice
+                socket.unlink(missing_ok=True)

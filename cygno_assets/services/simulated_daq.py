@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from cygno_assets.services.process import ServiceError
-from cygno_assets.services.stack import running_daq_servers
+from cygno_assets.services.process import ServiceError, watch
+from cygno_assets.services.stack import DaqServers, running_daq_servers
 from cygno_assets.settings import check_nats_url, load_settings
 
 
@@ -34,6 +34,8 @@ def run_simulated_daq(
 ) -> int:
     """Runs the DAQ until all events are announced, or until it is interrupted.
 
+    Servers of its own stay up until it is interrupted.
+
     Returns:
         0.
 
@@ -54,6 +56,7 @@ def run_simulated_daq(
         raise ServiceError(f"--timezone {timezone!r} is no IANA time zone") from None
     except ValueError as error:
         raise ServiceError(str(error)) from None
+    servers: DaqServers | None = None
     with ExitStack() as cleanup:
         if nats_url is None or s3_endpoint is None:
             servers = cleanup.enter_context(running_daq_servers(load_settings().home))
@@ -93,6 +96,9 @@ def run_simulated_daq(
         except ValueError as error:
             raise ServiceError(str(error)) from None
         print(f"{announced} announced", flush=True)
+        if servers is not None:
+            print("its servers stay up for the images – Ctrl-C ends", flush=True)
+            watch(servers.services)
     return 0
 
 

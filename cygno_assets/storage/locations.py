@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -22,7 +25,7 @@ def data_root(settings: Settings) -> UPath:
 
     url = settings.data_url
     if not url.startswith("s3://"):
-        return UPath(url)
+        return UPath(url2pathname(urlsplit(url).path))  # UPath leaves %20 as it is
 
     import obstore.fsspec
 
@@ -42,7 +45,9 @@ def data_root(settings: Settings) -> UPath:
         }
     if settings.storage_s3_ca_file is not None:
         client["root_certificate"] = settings.storage_s3_ca_file.read_text()
-    return UPath(url, config=config, client_options=client)
+    # Retries inside a request are short; Dagster retries the rest.
+    retries = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
+    return UPath(url, config=config, client_options=client, retry_config=retries)
 
 
 def write_whole(path: UPath, data: bytes) -> None:

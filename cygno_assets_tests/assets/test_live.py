@@ -152,7 +152,7 @@ def test_a_real_image_goes_from_its_announcement_to_its_tensor(
     thumbnail = made["thumbnail"]
     assert len(thumbnail.encode()) <= 4_096
     picture = base64.b64decode(thumbnail.partition("base64,")[2].rstrip(")"))
-    assert Image.open(io.BytesIO(picture)).size == (128, 128)
+    assert Image.open(io.BytesIO(picture)).size == (256, 256)
 
 
 def test_no_signature_reaches_the_database(detector: Detector) -> None:

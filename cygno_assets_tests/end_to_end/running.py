@@ -52,6 +52,8 @@ class Program:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"CYGNO_HOME": str(self.home)} | dict(self.environ),
+                # As a shell starts what it puts into the background.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509 – tests have one thread
             )
         return self
 
@@ -118,6 +120,47 @@ class WebUI:
             key={"path": [asset]},
         )["assetNodeOrError"]
         return dict(node["partitionStats"])
+
+    def events(self) -> list[str]:
+        """The events that have a tensor."""
+        node = self.ask(
+            """{ assetNodeOrError(assetKey: {path: ["preprocessed_tensor"]}) { ... on AssetNode {
+            assetMaterializations { partition } } } }"""
+        )["assetNodeOrError"]
+        return [entry["partition"] for entry in node["assetMaterializations"]]
+
+    def unfinished_runs(self) -> list[str]:
+        """Ids of the runs that have not ended."""
+        return [
+            run["runId"]
+            for run in self._runs(statuses=["QUEUED", "NOT_STARTED", "STARTING", "STARTED"])
+        ]
+
+    def runs_of(self, event: str) -> list[str]:
+        """Status of each run of an event, the newest first."""
+        tags = [{"key": "dagster/partition", "value": event}]
+        return [run["status"] for run in self._runs(tags=tags)]
+
+    def newest_run(self, event: str) -> str:
+        """Id of the newest run of an event."""
+        tags = [{"key": "dagster/partition", "value": event}]
+        return str(self._runs(tags=tags)[0]["runId"])
+
+    def _runs(self, **filters: object) -> list[dict[str, str]]:
+        query = """query($filter: RunsFilter) { runsOrError(filter: $filter) {
+            ... on Runs { results { runId status } } } }"""
+        return list(self.ask(query, filter=filters)["runsOrError"]["results"])
+
+    def sensor_status(self) -> str:
+        """RUNNING or STOPPED."""
+        selector = {
+            "repositoryLocationName": "cygno_assets",
+            "repositoryName": "__repository__",
+            "sensorName": "daq_events",
+        }
+        query = """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
+            ... on Sensor { sensorState { status } } } }"""
+        return str(self.ask(query, selector=selector)["sensorOrError"]["sensorState"]["status"])
 
     def staleness(self, asset: str, partition: str) -> tuple[str, list[str]]:
         """What the UI says of one partition: FRESH, STALE or MISSING, and why."""

@@ -1,0 +1,374 @@
+"""The recorder between two real nats-servers, which restart, lose their disk or are late."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import nats
+import pytest
+
+from cygno_assets.daq import inbox
+from cygno_assets.daq.inbox import Inbox, InboxUnavailableError, StoredMessage
+from cygno_assets.daq.recorder import (
+    MAX_REJECTED_BYTES,
+    Recorder,
+    RecorderCounts,
+    recorder_status,
+)
+from cygno_assets.services.nats_server import NatsServer, program
+from cygno_assets.services.process import Service, accepts_connections, free_port
+from cygno_assets.settings import load_settings
+from cygno_assets_tests.wire import message
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from nats.aio.client import Client
+
+SUBJECT = "daq/data"
+MD5 = "13760faab087a72f66db310d167afb97"
+
+
+def event(number: int, time: str = "2024-11-27 14:27:36.570564", signature: str = "1") -> bytes:
+    name = f"run{number}-{MD5}.jpg"
+    return message(name, f"https://minio/{name}?X-Amz-Signature={signature}", time)
+
+
+async def until(what: str, happened: Callable[[], object]) -> None:
+    """Waits until it has happened; fails, naming it, if it never does."""
+    try:
+        async with asyncio.timeout(40):
+            while not happened():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"it never happened: {what}") from None
+
+
+def stored(url: str) -> list[StoredMessage]:
+    """All that the inbox holds."""
+    return Inbox(lambda: url).read_after(0, limit=1000)[1]
+
+
+@asynccontextmanager
+async def recording(daq_url: str, inbox_url: str, **overrides: object) -> AsyncIterator[Recorder]:
+    """A recorder that runs; if it ends by itself, so does the test."""
+    recorder = Recorder(load_settings({"daq_nats_url": daq_url} | overrides), inbox_url)
+
+    async def run() -> None:
+        await recorder.run()
+        raise AssertionError("the recorder has ended by itself")
+
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(run())
+        yield recorder
+        running.cancel()
+
+
+@asynccontextmanager
+async def daq(url: str) -> AsyncIterator[Client]:
+    """The DAQ's own connection."""
+    client = await nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.05)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def publish(client: Client, *payloads: bytes) -> None:
+    for payload in payloads:
+        await client.publish(SUBJECT, payload)
+    await client.flush()
+
+
+@contextmanager
+def other_server(folder: Path, *config: str) -> Iterator[str]:
+    """A nats-server with another configuration than ours."""
+    port = free_port()
+    folder.mkdir()
+    (folder / "nats.conf").write_text("\n".join([f"listen: 127.0.0.1:{port}", *config]) + "\n")
+    argv = [program("nats-server"), "--config", str(folder / "nats.conf")]
+    server = Service("nats-server", argv, folder / "nats.log")
+    try:
+        server.start().wait_ready(lambda: accepts_connections(port), 15)
+        yield f"nats://127.0.0.1:{port}"
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def daq_server(tmp_path: Path) -> Iterator[NatsServer]:
+    server = NatsServer(tmp_path / "daq", tmp_path / "daq.log", name="DAQ")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def inbox_server(tmp_path: Path) -> Iterator[NatsServer]:
+    server = NatsServer(tmp_path / "js", tmp_path / "js.log", name="inbox", jetstream=True)
+    yield server
+    server.stop()
+
+
+def record(
+    daq_url: str, inbox_url: str, payloads: list[bytes], **overrides: object
+) -> tuple[list[StoredMessage], RecorderCounts]:
+    """Sends messages through a recorder; returns what is in the inbox then, and its counts."""
+
+    async def work() -> RecorderCounts:
+        async with recording(daq_url, inbox_url, **overrides) as recorder, daq(daq_url) as client:
+            counts = recorder.counts
+            await until("it listens", lambda: counts.daq_connected)
+            await publish(client, *payloads)
+            await until(
+                "all is recorded",
+                lambda: counts.stored + counts.duplicate + counts.rejected == len(payloads),
+            )
+            status = await recorder_status(inbox_url)
+            assert status is not None
+            return status
+
+    counts = asyncio.run(work())
+    return stored(inbox_url), counts
+
+
+# --- what is recorded
+
+
+def test_announcements_are_stored_verbatim_and_in_order(daq_nats_url: str, inbox_url: str) -> None:
+    payloads = [b" " + event(number) + b"\n" for number in range(50)]
+    before = datetime.now(UTC)
+
+    messages, counts = record(daq_nats_url, inbox_url, payloads)
+
+    assert [kept.payload for kept in messages] == payloads
+    assert [kept.event_id for kept in messages] == [f"run{n}-{MD5}" for n in range(50)]
+    assert [kept.sequence for kept in messages] == list(range(1, 51))
+    assert all(before <= kept.received <= datetime.now(UTC) for kept in messages if kept.received)
+    assert all(kept.received and kept.reason is None for kept in messages)
+    assert counts == RecorderCounts(received=50, stored=50, daq_connected=True)
+
+
+def test_a_repeat_is_stored_once_and_a_re_announcement_again(
+    daq_nats_url: str, inbox_url: str
+) -> None:
+    first, repeat = event(1), event(1, signature="2")
+    again = event(1, time="2024-11-27 15:00:00", signature="3")
+
+    messages, counts = record(daq_nats_url, inbox_url, [first, repeat, again, first])
+
+    assert [kept.payload for kept in messages] == [first, again]
+    assert (counts.stored, counts.duplicate) == (2, 2)
+    newest = Inbox(lambda: inbox_url).newest_announcement(f"run1-{MD5}")
+    assert newest == messages[1]
+
+
+BAD = {
+    "empty": (b"", "message is empty"),
+    "text": (b"DAQ started\r\nCygno-Reason: forged\r\n", "message is not JSON"),
+    "not UTF-8": (b"\xff\xfe\x00", "message is not UTF-8"),
+    "list": (b"[]", "not a JSON object"),
+    "deep": (b"[" * 60_000, "message is not JSON"),
+    "long": (b"x" * 70_000, "message of 70000 bytes is longer than"),
+    "no field": (b"{}", "field 'filename' is missing"),
+    "wrong type": (b'{"filename": null}', "field 'filename' is not a string but a null"),
+    "newline": (message(f"a\nb-{MD5}.jpg", "https://m/x"), f"'a\\nb-{MD5}.jpg'"),
+    "unicode": (message(f"é☃-{MD5}.jpg", "https://m/x"), f"'\\xe9\\u2603-{MD5}.jpg'"),
+    "surrogate": (message(f"\ud800-{MD5}.jpg", "https://m/x"), "may hold only letters"),
+    "no md5": (message("run.jpg", "https://m/x"), "does not end in the md5"),
+    "time": (message(f"{MD5}.jpg", "https://m/x", "now"), "field 'time' is not a time"),
+    "URL": (message(f"{MD5}.jpg", "file:///x?X-Amz"), "field 'url' is neither https nor http"),
+}
+
+
+def test_each_bad_message_is_kept_with_its_reason_and_the_next_good_one_goes_through(
+    daq_nats_url: str, inbox_url: str
+) -> None:
+    payloads = [
+        payload for number, (bad, _) in enumerate(BAD.values()) for payload in (bad, event(number))
+    ]
+
+    messages, counts = record(daq_nats_url, inbox_url, payloads)
+
+    assert [kept.payload for kept in messages] == payloads
+    for kept, (_, reason) in zip(messages[::2], BAD.values(), strict=True):
+        assert (kept.subject, kept.event_id) == ("cygno.daq.rejected", None)
+        assert kept.received
+        assert kept.reason
+        assert reason in kept.reason
+        assert "X-Amz" not in kept.reason
+    assert [kept.event_id for kept in messages[1::2]] == [f"run{n}-{MD5}" for n in range(len(BAD))]
+    assert (counts.rejected, counts.stored) == (len(BAD), len(BAD))
+
+
+def test_a_time_that_fits_no_header_does_not_end_the_recorder(
+    daq_nats_url: str, inbox_url: str
+) -> None:
+    # Python's ISO parser takes any character between date and time, even half of one.
+    odd = [event(number, time=f"2024-11-27{c}14:27:36") for number, c in enumerate("\n\0☃\ud800")]
+
+    messages, _ = record(daq_nats_url, inbox_url, [*odd, event(9)])
+
+    assert [kept.payload for kept in messages] == [*odd, event(9)]
+
+
+def test_names_without_md5_are_stored_if_the_setting_says_so(
+    daq_nats_url: str, inbox_url: str
+) -> None:
+    payload = message("run-7.png", "https://m/x")
+
+    messages, _ = record(daq_nats_url, inbox_url, [payload], names_without_md5=True)
+
+    assert [kept.event_id for kept in messages] == ["run-7"]
+
+
+def test_the_stream_has_the_limits_of_the_settings(daq_nats_url: str, inbox_url: str) -> None:
+    record(daq_nats_url, inbox_url, [], inbox_max_age_days=0.25, inbox_max_bytes=2**24)
+
+    async def config() -> tuple[float | None, int | None]:
+        client = await inbox.connect(inbox_url)
+        info = await client.jetstream().stream_info(inbox.STREAM)
+        await client.close()
+        return info.config.max_age, info.config.max_bytes
+
+    assert asyncio.run(config()) == (0.25 * 86_400, 2**24)
+
+
+def test_a_huge_message_is_rejected_and_cut(tmp_path: Path, inbox_url: str) -> None:
+    huge = bytes(5_000_000)
+
+    with other_server(tmp_path / "daq", "max_payload: 8MB") as daq_url:
+        messages, _ = record(daq_url, inbox_url, [huge, event(1)])
+
+    assert [kept.payload for kept in messages] == [huge[:MAX_REJECTED_BYTES], event(1)]
+    assert messages[0].reason == "message of 5000000 bytes is longer than 65536 bytes"
+
+
+def test_an_inbox_that_takes_less_than_the_daq_sends_does_not_block(
+    tmp_path: Path, daq_nats_url: str
+) -> None:
+    # An inbox of the operator's own, with a nats-server's usual limit of 1 MiB, headers included.
+    store = json.dumps(str(tmp_path / "store"))
+    with other_server(tmp_path / "inbox", f"jetstream {{ store_dir: {store} }}") as inbox_url:
+        messages, counts = record(daq_nats_url, inbox_url, [bytes(2**20), event(1)])
+
+    assert [kept.event_id for kept in messages] == [None, f"run1-{MD5}"]
+    assert (counts.rejected, counts.stored) == (1, 1)
+
+
+# --- servers that are not there
+
+
+def test_nobody_records() -> None:
+    with pytest.raises(InboxUnavailableError):
+        asyncio.run(recorder_status(f"nats://127.0.0.1:{free_port()}"))
+
+
+def test_without_a_recorder_there_is_no_status(inbox_url: str) -> None:
+    assert asyncio.run(recorder_status(inbox_url)) is None
+
+
+def test_it_waits_for_both_servers(daq_server: NatsServer, inbox_server: NatsServer) -> None:
+    async def work() -> None:
+        async with recording(daq_server.url, inbox_server.url) as recorder:
+            inbox_server.start()
+            status = None
+            async with asyncio.timeout(30):
+                while status is None:
+                    status = await recorder_status(inbox_server.url)
+            assert not status.daq_connected
+            daq_server.start()
+            await until("it listens", lambda: recorder.counts.daq_connected)
+            async with daq(daq_server.url) as client:
+                await publish(client, event(1))
+                await until("it is stored", lambda: recorder.counts.stored == 1)
+
+    asyncio.run(work())
+
+    assert [kept.payload for kept in stored(inbox_server.url)] == [event(1)]
+
+
+def test_it_survives_a_restart_of_the_daqs_server(daq_server: NatsServer, inbox_url: str) -> None:
+    async def work() -> None:
+        daq_server.start()
+        async with recording(daq_server.url, inbox_url) as recorder:
+            counts = recorder.counts
+            await until("it listens", lambda: counts.daq_connected)
+            for number in (1, 2):
+                daq_server.stop()
+                await until("the loss is noticed", lambda: not counts.daq_connected)
+                status = await recorder_status(inbox_url)
+                assert status is not None
+                assert not status.daq_connected
+                daq_server.start()
+                await until("it listens again", lambda: counts.daq_connected)
+                async with daq(daq_server.url) as client:
+                    await publish(client, event(number))
+                await until("it is stored", lambda n=number: counts.stored == n)
+                assert counts.daq_reconnects == number
+
+    asyncio.run(work())
+
+    assert [kept.payload for kept in stored(inbox_url)] == [event(1), event(2)]
+
+
+@pytest.mark.parametrize("disk_lost", [False, True], ids=["restarted", "with its disk lost"])
+def test_what_is_announced_while_the_inbox_is_away_is_stored_afterwards(
+    daq_nats_url: str, inbox_server: NatsServer, tmp_path: Path, disk_lost: bool
+) -> None:
+    missed = [event(number) for number in range(2, 8)]
+
+    async def work() -> None:
+        inbox_server.start()
+        async with (
+            recording(daq_nats_url, inbox_server.url) as recorder,
+            daq(daq_nats_url) as client,
+        ):
+            counts = recorder.counts
+            await until("it listens", lambda: counts.daq_connected)
+            await publish(client, event(1))
+            await until("it is stored", lambda: counts.stored == 1)
+
+            inbox_server.stop()
+            await publish(client, *missed)
+            await until("it meets the outage", lambda: counts.received >= 2)
+            if disk_lost:
+                shutil.rmtree(tmp_path / "js" / "jetstream")
+            inbox_server.start()
+
+            await until("all is stored", lambda: counts.stored + counts.duplicate == 7)
+            await publish(client, event(8))
+            await until("the next is stored", lambda: counts.stored + counts.duplicate == 8)
+            assert counts.dropped == 0
+            assert await recorder_status(inbox_server.url) == counts
+
+    asyncio.run(work())
+
+    expected = [*missed, event(8)] if disk_lost else [event(1), *missed, event(8)]
+    assert [kept.payload for kept in stored(inbox_server.url)] == expected
+
+
+def test_no_log_line_holds_a_password(
+    tmp_path: Path, inbox_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    with other_server(
+        tmp_path / "daq", 'authorization { user: "anna", password: "hunter2" }'
+    ) as url:
+        address = url.removeprefix("nats://")
+
+        async def work() -> None:
+            async with recording(f"nats://anna:wrong-one@{address}", inbox_url):
+                await until("it is refused", lambda: f"DAQ at {url}: " in caplog.text)
+
+        asyncio.run(work())
+        record(f"nats://anna:hunter2@{address}", inbox_url, [event(1)])
+
+    assert f"connected to the DAQ at {url}" in caplog.text
+    assert "hunter2" not in caplog.text
+    assert "wrong-one" not in caplog.text
