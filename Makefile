@@ -13,7 +13,7 @@ help: ## this list
 	@echo "Options of make demo: EVENTS=50 RATE=2 SEED=1 IMAGES=folder PORT=3000"
 
 demo: $(READY) ## run everything against a simulated DAQ; EVENTS=50 ends by itself
-	$(BIN)/cygno-assets demo $(if $(EVENTS),--events $(EVENTS)) $(if $(RATE),--rate $(RATE)) \
+	@$(BIN)/cygno-assets demo $(if $(EVENTS),--events $(EVENTS)) $(if $(RATE),--rate $(RATE)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(IMAGES),--images $(IMAGES)) $(if $(PORT),--port $(PORT))
 
 test: $(READY_DEV) ## the tests
@@ -46,12 +46,14 @@ $(VENV)/bin/python:
 		{ echo "Python 3.11 or newer is missing: sudo apt-get install python3 (or PYTHON=/path/to/python3.11 make …)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "Python's venv is missing: sudo apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(READY): $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
+	@echo "Installing into $(VENV) (once, about half a minute) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
 	@touch $@
 
 $(READY_DEV): $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing into $(VENV) (once, about a minute) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(READY)
