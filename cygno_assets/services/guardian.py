@@ -26,19 +26,24 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived: end in order."""
+class Terminated(KeyboardInterrupt):
+    """SIGINT, SIGTERM or SIGHUP arrived: end in order.
+
+    A KeyboardInterrupt, for asyncio lets that one through wherever it is raised.
+    """
 
 
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command such that nothing it starts is left running, however it ends.
 
     Args:
-        command: starts processes and returns an exit status. Ctrl-C reaches it as
-            KeyboardInterrupt, SIGTERM and SIGHUP as Terminated.
+        command: starts processes and returns an exit status. Ctrl-C, SIGTERM and SIGHUP reach it
+            as Terminated.
 
     Returns:
         The command's exit status; 128 + the signal's number if one killed it.
@@ -52,19 +57,20 @@ def guarded(command: Callable[[], int]) -> int:
             os.setsid()  # Ctrl-C in a terminal reaches the outer one alone, which passes it on
             die_with_parent(outer, signal.SIGTERM)
             adopt_orphans()
-            # Set, not inherited: a shell starts what it puts in the background with Ctrl-C ignored.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            for number in (signal.SIGTERM, signal.SIGHUP):
+            # SIGINT too, though Python has a handler for it: a shell starts what it puts into the
+            # background with SIGINT ignored, and asyncio replaces Python's own handler by one
+            # that cancels a task, which a task may swallow.
+            for number in _SIGNALS:
                 signal.signal(number, _terminate)
             status = command()
-        except (KeyboardInterrupt, Terminated):
+        except KeyboardInterrupt:
             status = 130
         except SystemExit as request:
             status = request.code if isinstance(request.code, int) else 1
         except BaseException:  # noqa: BLE001 – the process ends here; nothing must be swallowed
             sys.excepthook(*sys.exc_info())
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             kill_descendants()
             sys.stdout.flush()
@@ -74,7 +80,7 @@ def guarded(command: Callable[[], int]) -> int:
     def pass_on(number: int, _: FrameType | None) -> None:
         os.kill(inner, number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, pass_on)
     status = os.waitstatus_to_exitcode(_wait(inner))
     kill_descendants()

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,7 +108,10 @@ class LiveLine:
             print(line, flush=True)
         self._last, self._last_time = line, now
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Moves on to a new line."""
         if self._terminal and self._last:
             print(flush=True)

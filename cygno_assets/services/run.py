@@ -99,9 +99,9 @@ def run_demo(
 
 
 def _follow_demo(stack: Stack, daq: Service, truth: TruthTable, events: int | None) -> int:
-    line, progress = LiveLine(), Progress()
+    progress = Progress()
     changed, before = time.monotonic(), ""
-    with _instance() as instance:
+    with _instance() as instance, LiveLine() as line:
         while True:
             stack.check_alive()
             daq.check_alive(may_end=events is not None)
@@ -119,16 +119,15 @@ def _follow_demo(stack: Stack, daq: Service, truth: TruthTable, events: int | No
                 _say(f"nothing has moved for {_STUCK_AFTER_S:g} s: giving up")
                 break
             time.sleep(_LOOK_EVERY_S)
-    line.end()
     _say(progress.summary())
     return 1 if progress.pending or progress.failed else 0
 
 
 def _follow_up(stack: Stack) -> None:
-    line, progress = LiveLine(), Progress()
+    progress = Progress()
     inbox = Inbox(stack.settings.resolve_inbox_url)
     read_to = inbox.state().last_sequence
-    with _instance() as instance:
+    with _instance() as instance, LiveLine() as line:
         while True:
             stack.check_alive()
             _, messages = inbox.read_after(read_to, limit=_READ_AT_ONCE)

@@ -102,8 +102,8 @@ def running_stack(overrides: Mapping[str, object], say: Callable[[str], None]) -
         dagster.start()
         services += dagster.services
         say(f"web UI     {dagster.url}")
+        cleanup.callback(say, "stopping …")
         yield Stack(settings, dagster, services)
-        say("stopping …")
 
 
 @contextmanager
