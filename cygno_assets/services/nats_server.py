@@ -6,7 +6,6 @@ import json
 import sys
 from pathlib import Path
 
-from cygno_assets.daq.inbox import without_credentials
 from cygno_assets.daq.recorder import MAX_REJECTED_BYTES
 from cygno_assets.services.process import Service, accepts_connections, free_port
 
@@ -79,6 +78,3 @@ class NatsServer:
     def stop(self) -> None:
         """Ends it."""
         self.service.stop()
-
-    def __repr__(self) -> str:
-        return f"NatsServer({without_credentials(self.url)!r}, jetstream={self._jetstream})"

@@ -42,6 +42,8 @@ def test_dev_works_in_the_checkout_with_its_state_in_the_home(tmp_path: Path, pr
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"CYGNO_HOME": str(home)},
+            # Whatever started the tests may have had Ctrl-C ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 – tests have one thread
         )
         try:
             wait_until("the definitions are loaded", loaded, 120)
