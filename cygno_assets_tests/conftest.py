@@ -17,12 +17,19 @@ if TYPE_CHECKING:
     from cygno_assets.daq.simulator.bucket import BucketSettings
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """Tests see no setting of whoever runs them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in list(os.environ):
+            if name.startswith(("CYGNO_", "DAGSTER_")):
+                monkeypatch.delenv(name)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Tests see no setting of whoever runs them, and a home of their own."""
-    for name in list(os.environ):
-        if name.startswith(("CYGNO_", "DAGSTER_")):
-            monkeypatch.delenv(name)
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each test has a home of its own."""
     monkeypatch.setenv("CYGNO_HOME", str(tmp_path / "home"))
 
 

@@ -21,6 +21,7 @@ from dagster import (
     sensor,
 )
 
+from cygno_assets.assets.live import LIVE_TAG
 from cygno_assets.automation.history import UNFINISHED, materialized_events, running_events
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.daq.inbox import Inbox, StoredMessage, StreamState
@@ -29,7 +30,6 @@ from cygno_assets.partitions import daq_event_partitions
 if TYPE_CHECKING:
     from cygno_assets.settings import Settings
 
-LIVE_TAG = "cygno/live"
 SEQUENCE_TAG = "cygno/stream_sequence"
 
 
@@ -117,8 +117,8 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
         minimum_interval_seconds=1,  # 0 would mean Dagster's default, 30
         default_status=DefaultSensorStatus.RUNNING,
         description="Reads the inbox and requests one run for each announced event that has no "
-        "tensor yet. Its cursor is the last stream sequence read: set it back to make again what "
-        "is missing.",
+        "tensor yet. Its cursor is the last stream sequence read: set it back (a bare number will "
+        "do, 0 for the beginning) to make again what is missing.",
     )
     def daq_events(
         context: SensorEvaluationContext, inbox: ResourceParam[Inbox]

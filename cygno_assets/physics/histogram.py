@@ -33,6 +33,41 @@ def pixel_counts(image: Image) -> NDArray[np.int64]:
     return np.asarray(image.histogram(), dtype=np.int64)
 
 
+def counts_to_text(counts: NDArray[np.int64]) -> str:
+    """Counts as one short line: the smallest value that occurs, and the counts from there on.
+
+    `58: 1 0 3` is one pixel of 58 ADU and three of 60.
+    """
+    present = np.flatnonzero(counts)
+    if present.size == 0:
+        return ""
+    first, last = int(present[0]), int(present[-1])
+    return f"{first}: " + " ".join(str(count) for count in counts[first : last + 1])
+
+
+def counts_from_text(text: str) -> NDArray[np.int64]:
+    """The counts that `counts_to_text` wrote.
+
+    Returns:
+        int64 of shape (256,).
+
+    Raises:
+        ValueError: the text is no such line.
+    """
+    counts = np.zeros(BINS, dtype=np.int64)
+    if not text:
+        return counts
+    try:
+        start, _, numbers = text.partition(": ")
+        first, known = int(start), [int(number) for number in numbers.split(" ")]
+    except ValueError:
+        raise ValueError(f"{text[:60]!r} is no line of pixel counts") from None
+    if not (first >= 0 and first + len(known) <= BINS and min(known) >= 0):
+        raise ValueError(f"{text[:60]!r} counts values outside 0 … 255, or less than nothing")
+    counts[first : first + len(known)] = known
+    return counts
+
+
 def mean_and_sd(counts: NDArray[np.int64]) -> tuple[float, float]:
     """Mean and standard deviation (of the population), in ADU, of the pixels counted.
 

@@ -43,6 +43,7 @@ class DagsterServices:
         if port is None:
             port = _USUAL_PORT if not accepts_connections(_USUAL_PORT) else free_port()
         self._settings = settings
+        self._port = port
         self.url = f"http://{settings.webserver_host}:{port}"
         self._code_port = free_port()
         self._workspace = settings.dagster_state / "workspace.yaml"
@@ -97,7 +98,7 @@ class DagsterServices:
         )
         self._create_databases()
         self.code_server.start().wait_ready(
-            lambda: accepts_connections(self._code_port), _READY_TIMEOUT_S
+            lambda: self.code_server.listens_on(self._code_port), _READY_TIMEOUT_S
         )
         self.webserver.start()
         self.daemon.start()
@@ -131,6 +132,9 @@ class DagsterServices:
         return dict(content["data"])
 
     def _definitions_loaded(self) -> bool:
+        # Two systems that start at once may choose the same port: the answer must be ours.
+        if not self.webserver.listens_on(self._port):
+            return False
         answer = self.ask(
             """{ workspaceOrError { ... on Workspace { locationEntries { loadStatus
             locationOrLoadError { __typename ... on PythonError { message } } } } } }"""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cygno_assets.daq.recorder import MAX_REJECTED_BYTES
-from cygno_assets.services.process import Service, accepts_connections, free_port
+from cygno_assets.services.process import Service, free_port
 
 _READY_TIMEOUT_S = 15.0
 _MAX_PAYLOAD_BYTES = MAX_REJECTED_BYTES + 65_536  # and its headers
@@ -72,7 +72,9 @@ class NatsServer:
             store = json.dumps(str(self._folder / "jetstream"))
             lines.append(f"jetstream {{ store_dir: {store}, sync_interval: always }}")
         self._config.write_text("\n".join(lines) + "\n")
-        self.service.start().wait_ready(lambda: accepts_connections(self.port), _READY_TIMEOUT_S)
+        self.service.start().wait_ready(
+            lambda: self.service.listens_on(self.port), _READY_TIMEOUT_S
+        )
         return self
 
     def stop(self) -> None:

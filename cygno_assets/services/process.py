@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, Self
 
+import psutil
+
 from cygno_assets.services.guardian import die_with_parent
 
 if TYPE_CHECKING:
@@ -88,6 +90,17 @@ class Service:
         status = None if self._process is None else self._process.poll()
         if status is not None and not (may_end and status == 0):
             raise ServiceError(f"{self.name} ended with status {status}; {self._log_tail()}")
+
+    def listens_on(self, port: int) -> bool:
+        """Whether it, and not some other process, listens on this port."""
+        try:
+            connections = psutil.Process(self.pid).net_connections("tcp")
+        except psutil.Error:
+            return False
+        return any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            for connection in connections
+        )
 
     def wait_ready(self, answers: Callable[[], bool], timeout_s: float) -> Self:
         """Waits until it answers.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
 from cygno_assets.services.certificates import make_certificates
 from cygno_assets.services.nats_server import program
-from cygno_assets.services.process import Service, accepts_connections, free_port
+from cygno_assets.services.process import Service, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,9 @@ class S3Server:
         file = self._folder / "identities.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(identities))
-        self.service.start().wait_ready(lambda: accepts_connections(self.port), _READY_TIMEOUT_S)
+        self.service.start().wait_ready(
+            lambda: self.service.listens_on(self.port), _READY_TIMEOUT_S
+        )
         for access in self._buckets:
             self.service.wait_ready(partial(self._usable, access), _READY_TIMEOUT_S)
         return self

@@ -50,6 +50,8 @@ def test_dev_works_in_the_checkout_with_its_state_in_the_home(tmp_path: Path, pr
             assert (home / "dagster" / "history" / "runs.db").is_file()
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(60)
-            for left in processes_of(home):  # its, not ours
-                left.kill()
+            try:
+                process.wait(60)
+            finally:
+                for left in processes_of(home):  # Dagster's own dev command leaves some behind
+                    left.kill()

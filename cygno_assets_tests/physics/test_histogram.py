@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from cygno_assets.physics.histogram import BINS, mean_and_sd, pixel_counts, range_of
+from cygno_assets.physics.histogram import (
+    BINS,
+    counts_from_text,
+    counts_to_text,
+    mean_and_sd,
+    pixel_counts,
+    range_of,
+)
 from cygno_assets.physics.images import decode_image
 from cygno_assets_tests.wire import REAL_IMAGES
 
@@ -96,3 +103,22 @@ def test_real_images(stem: str, mean: float, sd: float, smallest: int, largest: 
     assert counts.sum() == 576 * 576
     assert mean_and_sd(counts) == pytest.approx((mean, sd), abs=0.0051)
     assert range_of(counts) == (smallest, largest)
+
+
+@given(
+    st.lists(st.integers(0, 10**12), min_size=BINS, max_size=BINS)
+    | st.dictionaries(st.integers(0, 255), st.integers(0, 10**6)).map(
+        lambda few: [few.get(value, 0) for value in range(BINS)]
+    )
+)
+def test_counts_come_back_from_their_text(counts: list[int]) -> None:
+    array = np.array(counts, dtype=np.int64)
+    text = counts_to_text(array)
+    assert "\n" not in text
+    np.testing.assert_array_equal(counts_from_text(text), array)
+
+
+@pytest.mark.parametrize("text", ["x", "3", "250: 1 1 1 1 1 1 1", "-1: 2", "5: 1 -1", "5: 1  2"])
+def test_text_that_is_no_counts_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="counts"):
+        counts_from_text(text)

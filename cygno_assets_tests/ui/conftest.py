@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cygno_assets.services.nats_server import NatsServer
+from cygno_assets.services.process import free_port
 from cygno_assets_tests.end_to_end.running import Program, WebUI
 from cygno_assets_tests.wire import wait_until
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 """Where to leave the screenshots; set by `make screenshots`."""
 
-EVENTS = 8
+EVENTS = 6
 expect.set_options(timeout=30_000)
 
 
@@ -31,10 +32,13 @@ def ui(daq_bucket: BucketSettings, tmp_path_factory: pytest.TempPathFactory) -> 
     """The web UI of a system that has taken the DAQ's events to tensors, and now is idle."""
     folder = tmp_path_factory.mktemp("ui")
     nats = NatsServer(folder / "nats", folder / "nats.log", name="DAQ's NATS server")
-    listen = ["up", "--nats", nats.url, "--ca-file", str(daq_bucket.ca_file)]
+    listen = [
+        *("up", "--nats", nats.url, "--ca-file", str(daq_bucket.ca_file)),
+        *("--port", str(free_port())),
+    ]
     announce = [
         *("simulate", "daq", "--nats", nats.url, "--s3-endpoint", daq_bucket.endpoint),
-        *("--ca-file", str(daq_bucket.ca_file), "--events", str(EVENTS), "--seed", "4"),
+        *("--ca-file", str(daq_bucket.ca_file), "--events", str(EVENTS), "--seed", "2"),
     ]
     keys = {
         "AWS_ACCESS_KEY_ID": daq_bucket.access_key_id,

@@ -13,19 +13,34 @@ if TYPE_CHECKING:
 
     from cygno_assets_tests.end_to_end.running import WebUI
 
-ASSETS = ["daq_announcements", "raw_image", "preprocessed_tensor"]
+LIVE_GRAPH = "locations/cygno_assets/asset-groups/live/lineage"
 
 
 def test_the_asset_graph_shows_the_road_of_an_event(
     ui: WebUI, page: Page, picture: Callable[[str], None]
 ) -> None:
     page.set_viewport_size({"width": 1400, "height": 560})
-    page.goto(f"{ui.url}/asset-groups")
-    for asset in ASSETS:
-        expect(page.locator("svg").get_by_text(asset, exact=True)).to_be_visible()
-    expect(page.locator("svg").get_by_text("100% filled")).to_have_count(2)
+    page.goto(f"{ui.url}/{LIVE_GRAPH}")
     page.get_by_text("Hide navigation").click()
-    expect(page.get_by_text("Hide navigation")).to_be_hidden()
+    page.reload()  # the graph is centred anew
+
+    graph = page.locator("svg").filter(has=page.locator("foreignObject"))
+    filled = ["100% filled", f"{len(ui.events())} partitions"]
+    nodes = {
+        "daq_announcements": ["nats"],
+        "raw_image": ["image", "File", *filled],
+        "preprocessed_tensor": ["NumPy", "File", *filled],
+    }
+    left = 0.0
+    for asset, shown in nodes.items():
+        node = graph.locator("foreignObject").filter(has=page.get_by_text(asset, exact=True))
+        for text in shown:
+            expect(node.get_by_text(text, exact=True)).to_be_visible()
+        box = node.bounding_box()
+        assert box is not None
+        assert box["x"] > left  # from left to right
+        left = box["x"]
+    expect(graph.locator("path[marker-end]")).to_have_count(2)  # the arrows
     picture("asset-graph")
 
 
@@ -34,39 +49,59 @@ def test_a_tensor_has_a_thumbnail_one_can_look_at(
 ) -> None:
     shares = {e: ui.metadata("preprocessed_tensor", e)["clipped_high_share"] for e in ui.events()}
     brightest = max(shares, key=shares.__getitem__)
+    page.set_viewport_size({"width": 1400, "height": 640})
     page.goto(f"{ui.url}/assets/preprocessed_tensor?view=partitions&partition={brightest}")
-    for label in ("spec_hash", "clipped_high_share", "latency_s", "path"):
+    page.get_by_text("Hide navigation").click()
+    for label in ("spec_hash", "window_adu", "clipped_high_share", "latency_s", "path"):
         expect(page.get_by_text(label, exact=True)).to_be_visible()
+
     page.get_by_text("[Show Markdown]").click()
-    image = page.locator("img[src^='data:image/jpeg']")
+    image = page.get_by_role("dialog").locator("img[src^='data:image/jpeg']")
     expect(image).to_be_visible()
-    assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [256, 256]
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 256
     picture("tensor")
 
 
 def test_one_event_is_materialized_with_nothing_typed_in(ui: WebUI, page: Page) -> None:
     event = ui.events()[0]
-    page.goto(f"{ui.url}/assets/raw_image?view=partitions&partition={event}")
-    expect(page.get_by_text("View all historical events (1)")).to_be_visible()
-    page.get_by_role("button", name="Materialize").first.click()
+    page.goto(f"{ui.url}/{LIVE_GRAPH}")
+    page.get_by_role("button", name="Materialize all (2)").click()
+    page.get_by_text("Select a partition or create one").click()
+    page.get_by_role("menu").get_by_text(event, exact=True).first.click()
+    page.keyboard.press("Escape")  # closes the menu
     expect(page.get_by_text("1 partition", exact=True)).to_be_visible()
-    launch = page.get_by_role("button", name="Launch 1 run")
-    launch.hover()  # while the dialog fades in, a click would miss
-    launch.click()
-    expect(page.get_by_text("Launched run")).to_be_visible()
-    wait_until("the run succeeds", lambda: ui.runs_of(event) == ["SUCCESS", "SUCCESS"])
-    page.goto(f"{ui.url}/runs/{ui.newest_run(event)}")
+    page.get_by_role("button", name="Launch 1 run").click()
+    page.get_by_role("link", name="View", exact=True).click()
+
+    expect(page).to_have_url(f"{ui.url}/runs/{ui.newest_run(event)}")
+    expect(page.get_by_text("Success", exact=True)).to_be_visible(timeout=60_000)
+    page.get_by_placeholder("Filter…").fill("already stored")
     expect(page.get_by_text("already stored: not downloaded")).to_be_visible()
 
 
 def test_the_sensor_is_on_and_can_be_switched_off_and_on(ui: WebUI, page: Page) -> None:
-    assert ui.sensor_status() == "RUNNING"
+    assert ui.sensor_status() == "RUNNING"  # nobody has switched it on
     page.goto(f"{ui.url}/automation")
-    boxes = page.locator("label:has(input[type=checkbox])")
-    expect(boxes).to_have_count(3)  # two that select rows, and the switch
-    switch = boxes.last
+    expect(page.get_by_text("daq_events", exact=True)).to_be_visible()
+    switch = page.locator("label[class*=Switch]")
     expect(switch.locator("input")).to_be_checked()
+
+    # The daemon undoes a click that comes while it ends a tick: click between two ticks.
+    before = _last_tick(ui)
+    wait_until("a tick has ended", lambda: _last_tick(ui) != before)
     switch.click()
     wait_until("the sensor is off", lambda: ui.sensor_status() == "STOPPED")
+    expect(switch.locator("input")).not_to_be_checked()
     switch.click()
     wait_until("the sensor is on", lambda: ui.sensor_status() == "RUNNING")
+    expect(switch.locator("input")).to_be_checked()
+
+
+def _last_tick(ui: WebUI) -> float:
+    """When the sensor's last tick began, of those that have been written down to the end."""
+    [sensor] = ui.ask(
+        """{ sensorsOrError(repositorySelector: {repositoryLocationName: "cygno_assets",
+        repositoryName: "__repository__"}) { ... on Sensors { results { sensorState {
+        typeSpecificData { ... on SensorData { lastTickTimestamp } } } } } } }"""
+    )["sensorsOrError"]["results"]
+    return float(sensor["sensorState"]["typeSpecificData"]["lastTickTimestamp"])
