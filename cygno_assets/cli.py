@@ -182,6 +182,32 @@ def simulate_daq(**options: Any) -> None:
     _guarded(lambda: run_simulated_daq(**options))
 
 
+@simulate.command("training-set")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same archive.")
+@click.option(
+    "--copies",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="So many times 612 images, all different.",
+)
+def simulate_training_set(file: Path, seed: int, copies: int) -> None:
+    """Write a training set: FILE, a zip with the layout and population of the school's."""
+    from cygno_assets.daq.simulator.training_set import member_count, write_training_set
+
+    try:
+        with click.progressbar(
+            write_training_set(file, seed, copies=copies),
+            length=member_count(copies),
+            label=str(file),
+        ) as members:
+            for _ in members:
+                pass
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+
+
 def _guarded(command: Callable[[], int | None]) -> None:
     """Runs a command that starts processes; none of them outlives it."""
     from cygno_assets.services.guardian import guarded

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DOCS = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
-COMMANDS = ["demo", "up", "record", "inbox", "settings", "simulate", "simulate daq"]
+COMMANDS = [
+    *("demo", "up", "record", "inbox", "settings"),
+    *("simulate", "simulate daq", "simulate training-set"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

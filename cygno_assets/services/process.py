@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 import psutil
 
-from cygno_assets.services.guardian import die_with_parent
+from cygno_assets.services.guardian import pause, prepare_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +66,7 @@ class Service:
                 cwd=self.cwd,
                 # Ctrl-C in a terminal is for us; we then stop our services in order.
                 start_new_session=True,
-                preexec_fn=lambda: die_with_parent(us),  # noqa: PLW1509 – a libc call, no lock
+                preexec_fn=lambda: prepare_child(us),  # noqa: PLW1509 – a libc call, no lock
             )
         return self
 
@@ -120,7 +120,7 @@ class Service:
                     return self
             except OSError:
                 pass
-            time.sleep(_POLL_S)
+            pause(_POLL_S)
         raise ServiceError(f"{self.name} does not answer after {timeout_s:g} s; {self._log_tail()}")
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
@@ -143,15 +143,16 @@ class Service:
 
 
 def watch(services: Sequence[Service]) -> NoReturn:
-    """Waits until interrupted.
+    """Waits until this process is told to end.
 
     Raises:
+        StopRequested: it was.
         ServiceError: one of the processes ended by itself.
     """
     while True:
         for service in services:
             service.check_alive()
-        signal.sigtimedwait([signal.SIGCHLD], _WATCH_S)
+        pause(_WATCH_S)
 
 
 def free_port() -> int:

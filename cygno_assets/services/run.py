@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cygno_assets.daq.inbox import Inbox
+from cygno_assets.services.guardian import pause
 from cygno_assets.services.process import Service
 from cygno_assets.services.progress import LiveLine, Progress
 from cygno_assets.services.stack import running_daq_servers, running_stack
@@ -118,7 +119,7 @@ def _follow_demo(stack: Stack, daq: Service, truth: TruthTable, events: int | No
             elif events is not None and time.monotonic() - changed > _STUCK_AFTER_S:
                 _say(f"nothing has moved for {_STUCK_AFTER_S:g} s: giving up")
                 break
-            time.sleep(_LOOK_EVERY_S)
+            pause(_LOOK_EVERY_S)
     _say(progress.summary())
     return 1 if progress.pending or progress.failed else 0
 
@@ -137,7 +138,7 @@ def _follow_up(stack: Stack) -> None:
             progress.announced, progress.recorded = counts.received, counts.stored
             progress.update(instance, {m.event_id for m in messages if m.event_id is not None})
             line.show(progress.line() + ("" if counts.daq_connected else "  DAQ NOT CONNECTED"))
-            time.sleep(_LOOK_EVERY_S)
+            pause(_LOOK_EVERY_S)
 
 
 def _instance() -> DagsterInstance:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from cygno_assets.services.guardian import until_stopped
 from cygno_assets.services.process import ServiceError, watch
 from cygno_assets.services.stack import DaqServers, running_daq_servers
 from cygno_assets.settings import check_nats_url, load_settings
@@ -92,7 +93,7 @@ def run_simulated_daq(
                 burst=burst,
                 subject=subject,
             )
-            announced = asyncio.run(SimulatedDaq(config).run())
+            announced = asyncio.run(until_stopped(SimulatedDaq(config).run()))
         except ValueError as error:
             raise ServiceError(str(error)) from None
         print(f"{announced} announced", flush=True)

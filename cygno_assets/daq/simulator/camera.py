@@ -11,13 +11,12 @@ a PNG (Gaussian noise, JPEG). "Measured" means: on four real images of the schoo
 import hashlib
 import io
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-RecoilType = Literal["nuclear", "electronic"]
+from cygno_assets.physics.ground_truth import RecoilType
 
 SIDE_PX = 576
 """Rows and columns: the sensor's 2304 pixels rebinned by 4, about 0.6 mm each."""

@@ -6,7 +6,6 @@ Does not: what an image looks like (camera.py), clocks and the network (daq.py).
 
 import itertools
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from cygno_assets.daq.simulator.camera import (
-    RecoilType,
-    file_name,
-    record_image,
-    simulate_image,
-)
+from cygno_assets.daq.simulator.camera import file_name, record_image, simulate_image
+from cygno_assets.physics.ground_truth import RecoilType, UnlabelledPathError, label_of
 
 ENERGIES_KEV = (1.0, 3.0, 6.0, 10.0, 20.0, 30.0)
 """The energies of the school's simulation."""
-
-_RECOIL_TYPES: dict[str, RecoilType] = {"NR": "nuclear", "ER": "electronic"}
-_ENERGY_FOLDER = re.compile(r"(\d+(?:\.\d+)?)_keV")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +194,8 @@ def _random_streams(seed: int) -> list[np.random.Generator]:
 
 
 def _truth_in_path(file: Path) -> tuple[RecoilType | None, float | None]:
-    folders = file.parts[-2::-1]  # the nearest first
-    recoil_type = next((_RECOIL_TYPES[f] for f in folders if f in _RECOIL_TYPES), None)
-    matches = (_ENERGY_FOLDER.fullmatch(f) for f in folders)
-    return recoil_type, next((float(m[1]) for m in matches if m), None)
+    try:
+        label = label_of(file.as_posix())
+    except UnlabelledPathError:
+        return None, None
+    return label.recoil_type, label.energy_kev
