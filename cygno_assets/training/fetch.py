@@ -1,0 +1,279 @@
+"""Fetching the training set's archive: once, resumed after a break, and not again if unchanged.
+
+Here belong the conversation with the server and the file it becomes; what is in the archive is
+archive.py's. A URL may be presigned: no error, log line or file here shows what follows its `?`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import requests
+
+_CHUNK_BYTES = 1024 * 1024
+_TRIES = 5
+_PAUSE_S = 1.0
+_TIMEOUT_S = (5.0, 30.0)
+_NAME = "training_set.zip"
+
+
+class FetchError(Exception):
+    """The archive could not be fetched. What was fetched so far is kept for the next time."""
+
+
+@dataclass(frozen=True)
+class FetchedArchive:
+    """An archive on this machine, whole and checked.
+
+    Attributes:
+        path: of the zip.
+        source: where it came from, without what follows the URL's `?`.
+        size_bytes: of the zip.
+        sha256: of the zip, hexadecimal.
+        changed: whether it is another one than the last time.
+    """
+
+    path: Path
+    source: str
+    size_bytes: int
+    sha256: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What tells one version of the file at a URL from another."""
+
+    source: str
+    etag: str | None
+    last_modified: str | None
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+def fetch_archive(
+    source: str,
+    folder: Path,
+    *,
+    sha256: str | None = None,
+    ca_file: Path | None = None,
+    limits: ArchiveLimits | None = None,
+    max_bytes: int = 10_000_000_000,
+    progress: Callable[[int, int | None], None] = lambda _, __: None,
+) -> FetchedArchive:
+    """Makes sure that the archive is here, whole.
+
+    Args:
+        source: `https://…`, `http://…`, `file:///…` or a path. A local archive is used where it is.
+        folder: where a fetched one is kept, with what is known of it.
+        sha256: of the zip, hexadecimal, if it is known; anything else is refused.
+        ca_file: PEM file of the server's authority; None for those that certifi knows.
+        limits: what the archive may hold.
+        max_bytes: of the zip.
+        progress: told the bytes that are there, and how many there will be if that is known.
+
+    Raises:
+        FetchError: the server does not deliver it.
+        ArchiveError: what it delivers is no archive we use.
+        FileNotFoundError: there is no such local file.
+    """
+    path = _local_path(source)
+    if path is not None:
+        return _checked(path, str(path), sha256, limits, known=None)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _Fetch(source, folder, ca_file, max_bytes, progress).run(sha256, limits)
+
+
+def _local_path(source: str) -> Path | None:
+    parts = urlsplit(source)
+    if parts.scheme in {"http", "https"}:
+        return None
+    return Path(url2pathname(parts.path) if parts.scheme == "file" else source)
+
+
+def _checked(
+    path: Path, source: str, sha256: str | None, limits: ArchiveLimits | None, known: str | None
+) -> FetchedArchive:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 is not None and found != sha256.lower():
+        raise ArchiveError(f"{path.name}: sha256 is {found}, not {sha256.lower()}")
+    if found != known:
+        with Archive(path, limits) as archive:
+            for _ in archive.verify():
+                pass
+    return FetchedArchive(path, source, path.stat().st_size, found, changed=found != known)
+
+
+class _Fetch:
+    """One fetch; `<name>.partial` and `<name>.partial.json` outlive it if it breaks."""
+
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        ca_file: Path | None,
+        max_bytes: int,
+        progress: Callable[[int, int | None], None],
+    ) -> None:
+        parts = urlsplit(url)
+        self._url = url
+        self._source = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._verify: bool | str = True if ca_file is None else str(ca_file)
+        self._max_bytes = max_bytes
+        self._progress = progress
+        self._whole = folder / _NAME
+        self._whole_version = folder / f"{_NAME}.json"
+        self._partial = folder / f"{_NAME}.partial"
+        self._partial_version = folder / f"{_NAME}.partial.json"
+
+    def run(self, sha256: str | None, limits: ArchiveLimits | None) -> FetchedArchive:
+        known = self._read(self._whole_version) if self._whole.exists() else None
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_PAUSE_S * attempt)
+            try:
+                version = self._ask(known)
+            except (ConnectionError, TimeoutError) as error:
+                reason = str(error)
+                continue
+            if version is None:  # unchanged
+                return _checked(
+                    self._whole, self._source, sha256, limits, known.sha256 if known else None
+                )
+            return self._accept(version, sha256, limits, known)
+        raise FetchError(f"{self._source}: {reason}, {_TRIES} times")
+
+    def _accept(
+        self,
+        version: _Version,
+        sha256: str | None,
+        limits: ArchiveLimits | None,
+        known: _Version | None,
+    ) -> FetchedArchive:
+        try:
+            checked = _checked(
+                self._partial, self._source, sha256, limits, known.sha256 if known else None
+            )
+        except ArchiveError:
+            self._discard_partial()  # it is whole, and no good
+            raise
+        self._whole_version.unlink(missing_ok=True)
+        self._partial.replace(self._whole)
+        self._partial_version.unlink(missing_ok=True)
+        self._write(
+            self._whole_version,
+            _Version(
+                self._source,
+                version.etag,
+                version.last_modified,
+                checked.size_bytes,
+                checked.sha256,
+            ),
+        )
+        return FetchedArchive(
+            self._whole, self._source, checked.size_bytes, checked.sha256, checked.changed
+        )
+
+    def _ask(self, known: _Version | None) -> _Version | None:
+        """One request; the version fetched whole, None if what is here is unchanged.
+
+        Raises:
+            ConnectionError: it broke, or the server is in trouble; trying again may help.
+            FetchError: it will not.
+        """
+        import requests
+        import urllib3.exceptions
+
+        headers = {"Accept-Encoding": "identity"}
+        if known is not None:
+            if known.etag:
+                headers["If-None-Match"] = known.etag
+            if known.last_modified:
+                headers["If-Modified-Since"] = known.last_modified
+        started = self._read(self._partial_version) if self._partial.exists() else None
+        # Only with a strong validator can the rest be told to belong to the beginning.
+        if started is not None and started.etag and not started.etag.startswith("W/"):
+            headers["Range"] = f"bytes={self._partial.stat().st_size}-"
+            headers["If-Range"] = started.etag
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                with session.get(
+                    self._url,
+                    headers=headers,
+                    stream=True,
+                    timeout=_TIMEOUT_S,
+                    verify=self._verify,
+                ) as response:
+                    return self._receive(response)
+        except requests.exceptions.SSLError:
+            raise FetchError(f"{self._source}: the server's certificate is not trusted") from None
+        # What requests and urllib3 say quotes the URL.
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise ConnectionError(type(error).__name__) from None
+
+    def _receive(self, response: requests.Response) -> _Version | None:
+        import urllib3.exceptions
+
+        status = response.status_code
+        if status == 304:
+            return None
+        if status == 416:
+            self._discard_partial()
+            raise ConnectionError("what was fetched before is not part of it")
+        if status in {429, 500, 502, 503, 504}:
+            raise ConnectionError(f"HTTP {status}")
+        if status not in {200, 206}:
+            raise FetchError(f"{self._source}: HTTP {status} {response.reason or ''}".rstrip())
+        version = _Version(
+            self._source, response.headers.get("ETag"), response.headers.get("Last-Modified")
+        )
+        there = self._partial.stat().st_size if status == 206 else 0
+        length = response.headers.get("Content-Length", "")
+        total = there + int(length) if length.isascii() and length.isdigit() else None
+        self._write(self._partial_version, version)
+        broken = False
+        with self._partial.open("ab" if status == 206 else "wb") as file:
+            try:
+                for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
+                    file.write(chunk)
+                    there += len(chunk)
+                    if max(there, total or 0) > self._max_bytes:
+                        raise FetchError(f"{self._source}: larger than {self._max_bytes} bytes")
+                    self._progress(there, total)
+            except urllib3.exceptions.ProtocolError:
+                broken = True
+        if broken or (total is not None and there != total):
+            whole = "an unknown number of" if total is None else str(total)
+            raise ConnectionError(f"broke off after {there} of {whole} bytes")
+        return version
+
+    def _discard_partial(self) -> None:
+        self._partial.unlink(missing_ok=True)
+        self._partial_version.unlink(missing_ok=True)
+
+    def _read(self, file: Path) -> _Version | None:
+        """What was known of a file, None if nothing or if it came from elsewhere."""
+        try:
+            version = _Version(**json.loads(file.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return version if version.source == self._source else None
+
+    def _write(self, file: Path, version: _Version) -> None:
+        partial = file.with_suffix(".new")
+        partial.write_text(json.dumps(asdict(version)))
+        partial.replace(file)
