@@ -9,6 +9,7 @@ import json
 import secrets
 import shutil
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -148,4 +149,5 @@ class S3Server:
         shutil.rmtree(self._folder, ignore_errors=True)
         for port in self._ports.values():  # some of its sockets lie there, whatever one sets
             for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 – its choice
-                socket.unlink(missing_ok=True)
+                with suppress(PermissionError):  # another user's, of a port that was theirs before
+                    socket.unlink(missing_ok=True)
