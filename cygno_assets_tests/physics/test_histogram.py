@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +15,14 @@ from PIL import Image
 
 from cygno_assets.physics.histogram import (
     BINS,
+    PixelHistogram,
     counts_from_text,
     counts_to_text,
     mean_and_sd,
     pixel_counts,
+    quantile,
     range_of,
+    shares_outside,
 )
 from cygno_assets.physics.images import decode_image
 from cygno_assets_tests.wire import REAL_IMAGES
@@ -122,3 +127,108 @@ def test_counts_come_back_from_their_text(counts: list[int]) -> None:
 def test_text_that_is_no_counts_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="counts"):
         counts_from_text(text)
+
+
+counts_ = arrays(np.int64, 256, elements=st.integers(0, 10**12), fill=st.just(0))
+some_counts = counts_.filter(lambda counts: counts.any())
+
+
+def histogram_of(*images: np.ndarray) -> PixelHistogram:
+    return PixelHistogram.total(
+        PixelHistogram(1, pixel_counts(Image.fromarray(pixels))) for pixels in images
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(pixels_, max_size=6), st.randoms(use_true_random=False))
+def test_merged_in_any_order_and_grouping_it_is_what_counting_by_hand_gives(
+    images: list[np.ndarray], random: object
+) -> None:
+    expected = [0] * 256
+    for pixels in images:
+        for value in pixels.ravel():
+            expected[value] += 1
+    parts = [histogram_of(pixels) for pixels in images]
+    while len(parts) > 1:  # merges two of them, whichever
+        random.shuffle(parts)  # type: ignore[attr-defined]
+        parts = [PixelHistogram.total(parts[:2]), *parts[2:]]
+
+    total = PixelHistogram.total(parts)
+
+    assert total.counts.tolist() == expected
+    assert (total.images, total.pixels) == (len(images), sum(image.size for image in images))
+    assert total.digest == histogram_of(*images).digest
+
+
+def test_of_no_images_there_is_nothing() -> None:
+    nothing = PixelHistogram.total([])
+    assert (nothing.images, nothing.pixels, nothing.counts.shape) == (0, 0, (256,))
+
+
+@given(counts_, st.integers(0, 10**9))
+def test_a_histogram_goes_through_json(counts: np.ndarray, images: int) -> None:
+    histogram = PixelHistogram(images, counts)
+    written = json.loads(json.dumps(histogram.to_json()))
+    again = PixelHistogram.from_json(written)
+    assert (again.images, again.counts.tolist()) == (images, counts.tolist())
+    assert again.digest == histogram.digest
+    assert (written["first_bin_edge_adu"], written["last_bin_edge_adu"]) == (-0.5, 255.5)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"images": 1},
+        {"images": 1, "counts": [1, 2]},
+        {"images": 1, "counts": [-1] * 256},
+        {"images": -1, "counts": [0] * 256},
+        {"images": 1, "counts": None},
+        {"images": 1, "counts": ["a"] * 256},
+        {"images": 1, "counts": [2**64] * 256},
+    ],
+)
+def test_what_is_no_histogram_is_refused(value: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        PixelHistogram.from_json(value)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float64, np.uint64])
+def test_counts_are_integers_that_hold_any_dataset(dtype: type) -> None:
+    with pytest.raises(ValueError, match="must be int64 of shape"):
+        PixelHistogram(1, np.zeros(256, dtype))
+
+
+@settings(deadline=None)
+@given(pixels_, st.fractions(0, 1))
+def test_a_quantile_is_the_first_value_with_enough_below_it(
+    pixels: np.ndarray, share: Fraction
+) -> None:
+    found = quantile(pixel_counts(Image.fromarray(pixels)), share)  # type: ignore[arg-type]
+    at_most = Fraction(int((pixels <= found).sum()), pixels.size)
+    fewer = Fraction(int((pixels < found).sum()), pixels.size)
+    assert found in pixels
+    assert at_most >= share
+    assert fewer < share or found == pixels.min()
+
+
+@given(some_counts, st.integers(-3, 260), st.integers(-3, 260))
+def test_shares_outside_a_window_are_those_of_the_pixels(
+    counts: np.ndarray, low: int, high: int
+) -> None:
+    total = sum(counts.tolist())
+    below, above = shares_outside(counts, low, high)
+    assert below == sum(counts.tolist()[: max(low, 0)]) / total
+    assert above == sum(counts.tolist()[max(high + 1, 0) :]) / total
+
+
+@pytest.mark.parametrize("ask", [lambda c: quantile(c, 0.5), lambda c: shares_outside(c, 0, 1)])
+def test_of_nothing_there_are_no_shares(ask: Callable[[np.ndarray], object]) -> None:
+    with pytest.raises(ValueError, match="no pixels were counted"):
+        ask(NOTHING)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_is_between_nothing_and_all(share: float) -> None:
+    with pytest.raises(ValueError, match="share = "):
+        quantile(np.ones(256, np.int64), share)

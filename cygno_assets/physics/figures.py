@@ -1,0 +1,186 @@
+"""Pictures for people: histograms, populations, images, recoils side by side; as PNG.
+
+Here belongs how they look; what is in them is chosen by whoever calls. matplotlib's `Figure` is
+used by itself, without pyplot and its global state.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from cygno_assets.physics.ground_truth import RecoilType
+    from cygno_assets.physics.histogram import PixelHistogram
+    from cygno_assets.physics.spec import PreprocessSpec
+
+_DPI = 100
+_DRAWING_COLOURS = 32
+_JPEG_QUALITY = 75
+RECOIL_COLOURS: dict[RecoilType, tuple[str, ...]] = {
+    "nuclear": ("#02060f", "#0b3d91", "#4f9dff", "#ffffff"),
+    "electronic": ("#0f0209", "#8f0f56", "#ff6fb5", "#ffffff"),
+}
+"""Colour maps, dark to bright: nuclear recoils are blue, electron recoils pink."""
+
+
+def histogram_figure(histogram: PixelHistogram, spec: PreprocessSpec, title: str) -> bytes:
+    """How often each value occurs, log scale, with the specification's window marked.
+
+    Args:
+        histogram: of one image or of many; of none, an empty plot that says so.
+        spec: whose window is marked.
+        title: above the plot.
+
+    Returns:
+        A PNG file of 640 × 360 pixels.
+    """
+    figure = _figure(6.4, 3.6)
+    axes = figure.add_subplot()
+    axes.axvspan(spec.window_low, spec.window_high, color="#4f9dff", alpha=0.18, lw=0)
+    for edge in (spec.window_low, spec.window_high):
+        axes.axvline(edge, color="#0b3d91", ls="--", lw=1)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(
+        f"pixel value, ADU (shaded: window {spec.window_low:g}–{spec.window_high:g})", fontsize=9
+    )
+    axes.set_ylabel("pixels per ADU", fontsize=9)
+    axes.tick_params(labelsize=8)
+    edges = np.arange(histogram.counts.size + 1) - 0.5
+    axes.set_xlim(edges[0], edges[-1])
+    if histogram.pixels:
+        axes.stairs(histogram.counts, edges, color="#202020", lw=1)
+        axes.set_yscale("log")
+        axes.set_ylim(0.5, 2 * histogram.counts.max())
+    else:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no images", transform=axes.transAxes, ha="center", fontsize=12)
+    return _as_png(figure)
+
+
+def population_figure(population: Mapping[tuple[RecoilType, float], int]) -> bytes:
+    """How many images there are of each recoil type and energy.
+
+    Args:
+        population: images by recoil type and energy in keV; what is missing counts 0.
+
+    Returns:
+        A PNG file of 640 × 240 pixels.
+    """
+    energies = sorted({energy_kev for _, energy_kev in population})
+    figure = _figure(6.4, 2.4)
+    axes = figure.add_subplot()
+    width = 0.4
+    for offset, (recoil_type, colours) in zip((-0.5, 0.5), RECOIL_COLOURS.items(), strict=True):
+        heights = [population.get((recoil_type, energy), 0) for energy in energies]
+        bars = axes.bar(
+            np.arange(len(energies)) + offset * width,
+            heights,
+            width,
+            color=colours[2],
+            label=f"{recoil_type} recoils",
+        )
+        axes.bar_label(bars, fontsize=8)
+    axes.set_xticks(range(len(energies)), [f"{energy:g}" for energy in energies], fontsize=8)
+    axes.set_xlabel("energy, keV", fontsize=9)
+    axes.set_ylabel("images", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.margins(y=0.2)
+    axes.legend(fontsize=8, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.25), frameon=False)
+    return _as_png(figure)
+
+
+def image_figure(pixels: NDArray[np.uint8], title: str) -> bytes:
+    """One image as recorded: every pixel, all its values, with a scale in ADU.
+
+    Args:
+        pixels: (rows, columns), in ADU.
+        title: above the image.
+
+    Returns:
+        A PNG file of 620 × 540 pixels.
+    """
+    figure = _figure(6.2, 5.4)
+    axes = figure.add_subplot()
+    shown = axes.imshow(pixels, cmap="gray", interpolation="nearest")
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("column, pixels", fontsize=9)
+    axes.set_ylabel("row, pixels", fontsize=9)
+    axes.tick_params(labelsize=8)
+    scale = figure.colorbar(shown, ax=axes, shrink=0.85)
+    scale.set_label("ADU", fontsize=9)
+    scale.ax.tick_params(labelsize=8)
+    return _as_png(figure)
+
+
+def recoils_figure(
+    recoils: Mapping[RecoilType, Sequence[tuple[str, NDArray[np.float32]]]], spec: PreprocessSpec
+) -> bytes:
+    """Nuclear recoils in blue above electron recoils in pink, after crop and window.
+
+    Args:
+        recoils: captions and tensors by recoil type; tensors in [0, 1]. Rows may be of different
+            length; an empty one says so.
+        spec: what made the tensors.
+
+    Returns:
+        A PNG file of 680 × 340 pixels.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    columns = max([len(row) for row in recoils.values()] + [1])
+    figure = _figure(6.8, 3.4)
+    figure.suptitle(
+        f"central {spec.side} × {spec.side} pixels, window {spec.window_low:g}–"
+        f"{spec.window_high:g} ADU",
+        fontsize=9,
+    )
+    panels = figure.subplots(2, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for row, (recoil_type, colours) in zip(panels, RECOIL_COLOURS.items(), strict=True):
+        colour_map = LinearSegmentedColormap.from_list(recoil_type, colours)
+        shown = recoils.get(recoil_type, [])
+        for axes, (caption, tensor) in zip(row, shown, strict=False):
+            axes.imshow(tensor, cmap=colour_map, vmin=0, vmax=1)
+            axes.set_title(caption, fontsize=8, color=colours[1])
+        if not shown:
+            row[0].text(0, 0.5, f"no {recoil_type} recoils", fontsize=9)
+    return _as_png(figure)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def _as_png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def small_copy(png: bytes) -> tuple[str, bytes]:
+    """A picture of the same size in pixels and a fraction of the bytes, for the event log.
+
+    Returns:
+        Its media type and the file: a PNG of few colours or a JPEG, whichever is smaller. Drawings
+        become the one, camera images the other.
+    """
+    import PIL.Image
+
+    image = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+    drawing, photo = io.BytesIO(), io.BytesIO()
+    few = image.quantize(_DRAWING_COLOURS, dither=PIL.Image.Dither.NONE)
+    few.save(drawing, "PNG", optimize=True)
+    image.save(photo, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    copies = [("image/png", drawing.getvalue()), ("image/jpeg", photo.getvalue())]
+    return min(copies, key=lambda copy: len(copy[1]))
