@@ -1,12 +1,15 @@
-"""How assets' values are stored and loaded: raw images as they came, tensors as .npy.
+"""How assets' values are stored and loaded: the formats.
 
-Only the formats stand here; the place is locations.py's, and `<root>/<asset>/<partition>` is
+Raw images as they came, tensors as .npy, tables as Parquet, small values as JSON, figures as PNG.
+Only these stand here; the place is locations.py's, and `<root>/<asset>/<partition>` is
 Dagster's own UPathIOManager's.
 """
 
 from __future__ import annotations
 
 import io
+import json
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from dagster import AssetKey, InputContext, OutputContext, UPathIOManager
@@ -15,11 +18,54 @@ from cygno_assets.storage.locations import read_if_there, read_whole, write_whol
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
     from upath import UPath
 
 
-class RawImageIOManager(UPathIOManager):
+class FileIOManager(UPathIOManager):
+    """One file for each value, written whole; what its bytes mean, a subclass says."""
+
+    @abstractmethod
+    def to_bytes(self, value: Any) -> bytes:
+        """The content of the value's file."""
+
+    @abstractmethod
+    def from_bytes(self, data: bytes) -> Any:
+        """The value of a file's content.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+
+    def path(self, asset_key: AssetKey, partition_key: str) -> UPath:
+        """Where a partition is kept; one of two dimensions at `<first>/<second>`."""
+        path = self._base_path.joinpath(*asset_key.path, *partition_key.split("|"))
+        return path.with_name(path.name + (self.extension or ""))
+
+    def stored(self, asset_key: AssetKey, partition_key: str) -> Any:
+        """A partition's value as stored; None if there is none, or if its file is damaged."""
+        data = read_if_there(self.path(asset_key, partition_key))
+        try:
+            return None if data is None else self.from_bytes(data)
+        except ValueError:
+            return None
+
+    def dump_to_path(self, context: OutputContext, obj: Any, path: UPath) -> None:  # noqa: ARG002 – Dagster's signature
+        """Stores a value whole."""
+        write_whole(path, self.to_bytes(obj))
+
+    def load_from_path(self, context: InputContext, path: UPath) -> Any:  # noqa: ARG002 – Dagster's signature
+        """Reads a value.
+
+        Raises:
+            FileNotFoundError: it is not stored.
+            ValueError: the file is damaged.
+        """
+        return self.from_bytes(read_whole(path))
+
+
+class RawImageIOManager(FileIOManager):
     """Images byte for byte as the DAQ delivered them.
 
     `raw_image` calls `keep` and `stored` itself, for it must save the bytes before anything is
@@ -28,50 +74,93 @@ class RawImageIOManager(UPathIOManager):
 
     extension = ".jpg"
 
-    def path(self, asset_key: AssetKey, event_id: str) -> UPath:
-        """Where the image of an event is kept."""
-        return self._base_path.joinpath(*asset_key.path, event_id + self.extension)
-
     def keep(self, asset_key: AssetKey, event_id: str, data: bytes) -> None:
         """Stores an image whole."""
         write_whole(self.path(asset_key, event_id), data)
 
-    def stored(self, asset_key: AssetKey, event_id: str) -> bytes | None:
-        """The image of an event as stored, None if there is none."""
-        return read_if_there(self.path(asset_key, event_id))
+    def to_bytes(self, value: bytes) -> bytes:
+        """As it is."""
+        return value
 
-    def dump_to_path(self, context: OutputContext, obj: bytes, path: UPath) -> None:  # noqa: ARG002 – Dagster's signature
-        """Stores an image whole."""
-        write_whole(path, obj)
-
-    def load_from_path(self, context: InputContext, path: UPath) -> bytes:  # noqa: ARG002 – Dagster's signature
-        """Reads an image file.
-
-        Raises:
-            FileNotFoundError: it is not stored.
-        """
-        return read_whole(path)
+    def from_bytes(self, data: bytes) -> bytes:
+        """As it is."""
+        return data
 
 
-class TensorIOManager(UPathIOManager):
+class TensorIOManager(FileIOManager):
     """float32 arrays as .npy, which any program reads; never pickled, neither way."""
 
     extension = ".npy"
 
-    def dump_to_path(self, context: OutputContext, obj: NDArray[np.float32], path: UPath) -> None:  # noqa: ARG002 – Dagster's signature
-        """Stores a tensor whole."""
+    def to_bytes(self, value: NDArray[np.float32]) -> bytes:
+        """As `numpy.save` writes it."""
         import numpy as np
 
         buffer = io.BytesIO()
-        np.save(buffer, obj, allow_pickle=False)
-        write_whole(path, buffer.getvalue())
+        np.save(buffer, value, allow_pickle=False)
+        return buffer.getvalue()
 
-    def load_from_path(self, context: InputContext, path: UPath) -> Any:  # noqa: ARG002 – Dagster's signature
-        """Reads a tensor.
+    def from_bytes(self, data: bytes) -> Any:
+        """As `numpy.load` reads it.
 
         Raises:
-            FileNotFoundError: it is not stored.
+            ValueError: the file is damaged, or pickled.
         """
         import numpy as np
 
-        return np.load(io.BytesIO(read_whole(path)), allow_pickle=False)
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+class TableIOManager(FileIOManager):
+    """pandas tables as Parquet; a table's `attrs` are kept in the file."""
+
+    extension = ".parquet"
+
+    def to_bytes(self, value: pd.DataFrame) -> bytes:
+        """As pandas writes it, compressed."""
+        return bytes(value.to_parquet(index=False, compression="zstd"))
+
+    def from_bytes(self, data: bytes) -> Any:
+        """As pandas reads it.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        import pandas as pd
+
+        try:
+            return pd.read_parquet(io.BytesIO(data))
+        except OSError as error:  # pyarrow's, where the file breaks off
+            raise ValueError(f"damaged table: {error}") from None
+
+
+class JsonIOManager(FileIOManager):
+    """Small values as JSON, for any program to read."""
+
+    extension = ".json"
+
+    def to_bytes(self, value: Any) -> bytes:
+        """As JSON."""
+        return json.dumps(value).encode()
+
+    def from_bytes(self, data: bytes) -> Any:
+        """From JSON.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return json.loads(data)
+
+
+class FigureIOManager(FileIOManager):
+    """Pictures, PNG already."""
+
+    extension = ".png"
+
+    def to_bytes(self, value: bytes) -> bytes:
+        """As it is."""
+        return value
+
+    def from_bytes(self, data: bytes) -> bytes:
+        """As it is."""
+        return data

@@ -84,6 +84,14 @@ class Archive:
         """
         return self._members[member].CRC
 
+    def size(self, member: str) -> int:
+        """A member's bytes when decompressed, as the archive's directory has it.
+
+        Raises:
+            KeyError: there is no such member.
+        """
+        return self._members[member].file_size
+
     def read(self, member: str) -> bytes:
         """A member's bytes, checked against the archive's checksum.
 

@@ -96,6 +96,57 @@ def fetch_archive(
     return _Fetch(source, folder, ca_file, max_bytes, progress).run(sha256, limits)
 
 
+def archive_version(source: str, *, ca_file: Path | None = None) -> str:
+    """What tells the archive that is offered now from another one. Fetches none of it.
+
+    Args:
+        source: as for `fetch_archive`.
+        ca_file: as for `fetch_archive`.
+
+    Returns:
+        The source without what follows its `?`, and the server's ETag, or failing that the time
+        it was modified and its size; of a local file these two.
+
+    Raises:
+        FetchError: the server does not offer it now.
+        FileNotFoundError: there is no such local file.
+    """
+    path = _local_path(source)
+    if path is not None:
+        stat = path.stat()
+        return f"{path} {stat.st_mtime_ns} {stat.st_size}"
+    import requests
+
+    shown = _without_signature(source)
+    try:
+        with requests.Session() as session:
+            session.trust_env = False
+            # Not HEAD: a presigned URL is signed for GET alone.
+            with session.get(
+                source,
+                headers={"Accept-Encoding": "identity", "Range": "bytes=0-0"},
+                stream=True,
+                timeout=_TIMEOUT_S,
+                verify=True if ca_file is None else str(ca_file),
+            ) as response:
+                status, headers = response.status_code, response.headers
+    except requests.exceptions.SSLError:
+        raise FetchError(f"{shown}: the server's certificate is not trusted") from None
+    except requests.exceptions.RequestException as error:
+        raise FetchError(f"{shown}: {type(error).__name__}") from None
+    if status not in {200, 206}:
+        raise FetchError(f"{shown}: HTTP {status}")
+    if etag := headers.get("ETag"):
+        return f"{shown} {etag}"
+    size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
+    return f"{shown} {headers.get('Last-Modified', '')} {size}"
+
+
+def _without_signature(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def _local_path(source: str) -> Path | None:
     parts = urlsplit(source)
     if parts.scheme in {"http", "https"}:
@@ -128,9 +179,8 @@ class _Fetch:
         max_bytes: int,
         progress: Callable[[int, int | None], None],
     ) -> None:
-        parts = urlsplit(url)
         self._url = url
-        self._source = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._source = _without_signature(url)
         self._verify: bool | str = True if ca_file is None else str(ca_file)
         self._max_bytes = max_bytes
         self._progress = progress

@@ -1,0 +1,141 @@
+"""One pass over training images: each is decoded once, for its ground truth and its pixel counts.
+
+Here belongs the pass, and what it was made from (`input_digest`); not where the archive is from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cygno_assets.physics.ground_truth import Label, UnlabelledPathError, label_of
+from cygno_assets.physics.histogram import PixelHistogram, pixel_counts
+from cygno_assets.physics.images import ImageError, decode_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cygno_assets.training.archive import Archive
+
+CODE_VERSION = "1"
+"""Of the pass: raised when the same images would give another result."""
+
+_AT_ONCE = 32
+"""Images per task: partial histograms are merged, so memory does not grow with the archive."""
+_REFUSED_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class SurveyedImage:
+    """The ground truth of one image.
+
+    Attributes:
+        path: in the archive.
+        label: recoil type and energy, from the path.
+        width: in pixels.
+        height: in pixels.
+        pixel_sha256: of the decoded pixels, row by row, hexadecimal.
+    """
+
+    path: str
+    label: Label
+    width: int
+    height: int
+    pixel_sha256: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass found.
+
+    Attributes:
+        images: in the order asked for.
+        histogram: of all of them.
+    """
+
+    images: Sequence[SurveyedImage]
+    histogram: PixelHistogram
+
+
+@dataclass(frozen=True)
+class _Part:
+    images: list[SurveyedImage]
+    histogram: PixelHistogram
+    refused: list[str]
+
+
+def labelled(paths: Iterable[str]) -> tuple[dict[str, Label], dict[str, str]]:
+    """Sorts an archive's paths into those with a label and those without.
+
+    Returns:
+        Label by path, and the reason by path of those that fit no rule; each in the order given.
+    """
+    labels: dict[str, Label] = {}
+    reasons: dict[str, str] = {}
+    for path in paths:
+        try:
+            labels[path] = label_of(path)
+        except UnlabelledPathError as error:
+            reasons[path] = str(error)
+    return labels, reasons
+
+
+def input_digest(archive: Archive, members: Iterable[str]) -> str:
+    """What a survey of these members is made from; reads no byte of them.
+
+    Returns:
+        sha256, hexadecimal, of their paths, the checksums in the archive's directory, and
+        CODE_VERSION. Equal digests, equal surveys.
+    """
+    digest = hashlib.sha256(f"{CODE_VERSION}\n".encode())
+    for member in sorted(members):
+        digest.update(f"{archive.checksum(member):08x} {archive.size(member)} {member}\n".encode())
+    return digest.hexdigest()
+
+
+def survey(archive: Archive, labels: dict[str, Label], *, max_pixels: int) -> Survey:
+    """Decodes each image once, in threads: decompression and decoding release the GIL.
+
+    Args:
+        archive: that holds them.
+        labels: of the members to look at, by path.
+        max_pixels: largest width × height accepted.
+
+    Raises:
+        ImageError: names the members that are no 8-bit mode L images, and says why.
+        ArchiveError: a member is damaged.
+    """
+    paths = list(labels)
+    slices = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        parts = list(threads.map(lambda some: _part(archive, labels, some, max_pixels), slices))
+    refused = [reason for part in parts for reason in part.refused]
+    if refused:
+        more = len(refused) - _REFUSED_SHOWN
+        shown = "; ".join(refused[:_REFUSED_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        raise ImageError(f"{len(refused)} of {len(paths)} images refused: {shown}")
+    return Survey(
+        [image for part in parts for image in part.images],
+        PixelHistogram.total(part.histogram for part in parts),
+    )
+
+
+def _part(
+    archive: Archive, labels: dict[str, Label], paths: Sequence[str], max_pixels: int
+) -> _Part:
+    images: list[SurveyedImage] = []
+    histograms: list[PixelHistogram] = []
+    refused: list[str] = []
+    for path in paths:
+        try:
+            image = decode_image(archive.read(path), max_pixels=max_pixels)
+        except ImageError as error:
+            refused.append(f"{path}: {error}")
+            continue
+        digest = hashlib.sha256(image.tobytes()).hexdigest()
+        images.append(SurveyedImage(path, labels[path], image.width, image.height, digest))
+        histograms.append(PixelHistogram(1, pixel_counts(image)))
+    return _Part(images, PixelHistogram.total(histograms), refused)
