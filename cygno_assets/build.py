@@ -7,11 +7,25 @@ from typing import TYPE_CHECKING
 from dagster import Definitions, in_process_executor
 
 from cygno_assets.assets.live import build_live_assets
+from cygno_assets.assets.training import build_training_assets
+from cygno_assets.assets.training_figures import build_training_figures
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.automation.sensors import build_daq_events_sensor
+from cygno_assets.automation.training import (
+    automated,
+    build_archive_sensor,
+    build_automation_sensor,
+)
+from cygno_assets.checks.training import build_training_checks
 from cygno_assets.daq.inbox import Inbox
 from cygno_assets.settings import load_settings
-from cygno_assets.storage.io_managers import RawImageIOManager, TensorIOManager
+from cygno_assets.storage.io_managers import (
+    FigureIOManager,
+    JsonIOManager,
+    RawImageIOManager,
+    TableIOManager,
+    TensorIOManager,
+)
 from cygno_assets.storage.locations import data_root
 
 if TYPE_CHECKING:
@@ -29,14 +43,23 @@ def build_defs(settings: Settings | None = None) -> Definitions:
     """
     settings = load_settings() if settings is None else settings
     root = data_root(settings)
+    training = [*build_training_assets(settings), *build_training_figures(settings)]
     return Definitions(
-        assets=build_live_assets(settings),
+        assets=[*build_live_assets(settings), *automated(training, settings)],
+        asset_checks=build_training_checks(settings),
         jobs=[live_event_job],
-        sensors=[build_daq_events_sensor(settings)],
+        sensors=[
+            build_daq_events_sensor(settings),
+            build_archive_sensor(settings),
+            build_automation_sensor(),
+        ],
         resources={
             "inbox": Inbox(settings.resolve_inbox_url),
             "raw_image_io_manager": RawImageIOManager(root),
             "tensor_io_manager": TensorIOManager(root),
+            "table_io_manager": TableIOManager(root),
+            "json_io_manager": JsonIOManager(root),
+            "figure_io_manager": FigureIOManager(root),
         },
         # A run is one event and takes a fraction of a second: a process per step would not pay.
         executor=in_process_executor,

@@ -59,19 +59,33 @@ _events = click.option("--events", type=click.IntRange(1), help="End after so ma
 @_rate
 @_seed
 @_images
+@click.option("--training", is_flag=True, help="With --events: wait for the training set too.")
 @_port
 def demo(
-    events: int | None, rate: float, seed: int | None, images: Path | None, port: int | None
+    *,
+    events: int | None,
+    rate: float,
+    seed: int | None,
+    images: Path | None,
+    training: bool,
+    port: int | None,
 ) -> None:
     """Run everything against a simulated DAQ, until Ctrl-C or for --events.
 
-    With --events the exit status is 0 only if all of them were materialized.
+    The DAQ offers a training set too, which is materialized beside the live events. With --events
+    the exit status is 0 only if all events were materialized, and with --training, all of the
+    training set.
     """
     from cygno_assets.services.run import run_demo
 
     _guarded(
         lambda: run_demo(
-            {"webserver_port": port}, events=events, rate_hz=rate, seed=seed, images=images
+            {"webserver_port": port},
+            events=events,
+            rate_hz=rate,
+            seed=seed,
+            images=images,
+            training=training,
         )
     )
 
@@ -118,6 +132,24 @@ def inbox() -> None:
             watch([server.service])
 
     _guarded(run)
+
+
+@cli.group()
+def backfill() -> None:
+    """Make data again, by a backfill of the running system."""
+
+
+@backfill.command("training")
+@click.option("--no-wait", is_flag=True, help="Return when it is requested.")
+def backfill_training(*, no_wait: bool) -> None:
+    """Backfill all recoil × energy cells of the training set.
+
+    Cells whose images have not changed finish without decoding any. The totals and figures follow
+    by themselves.
+    """
+    from cygno_assets.services.backfill import run_training_backfill
+
+    sys.exit(run_training_backfill(load_settings(), click.echo, wait=not no_wait))
 
 
 @cli.command()

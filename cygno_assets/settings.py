@@ -7,6 +7,7 @@ The table in docs/settings.md is made from this module (`cygno-assets settings -
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,35 @@ class Settings(BaseModel):
     window_low: float = Field(80.0, description="Window: this many ADU and less become 0.")
     window_high: float = Field(110.0, description="Window: this many ADU and more become 1.")
 
+    training_archive: str = Field(
+        "https://pandora.infn.it/public/269d22/dl/training_set.zip",
+        repr=False,  # may be presigned
+        description="The training set: a zip, by URL (`https://…`, `file:///…`) or absolute path.",
+    )
+    training_archive_sha256: str | None = Field(
+        None, description="sha256 of that zip, if you know it; any other is refused."
+    )
+    training_archive_ca_file: Path | None = Field(
+        None, description="PEM file of the authority that signed its server's certificate."
+    )
+    training_archive_check_s: int = Field(
+        3600, ge=1, description="Seconds between looks for a new archive."
+    )
+    training_archive_max_bytes: int = Field(
+        10_000_000_000, ge=1, description="Largest zip accepted, in bytes."
+    )
+    training_archive_max_members: int = Field(
+        200_000, ge=1, description="Most files accepted in it."
+    )
+    training_archive_max_unpacked_bytes: int = Field(
+        100_000_000_000, ge=1, description="Most bytes its files may unpack to, all together."
+    )
+    training_backfill_cron: str = Field(
+        "0 4 * * 1",
+        description="When all training partitions are backfilled, as a cron line in UTC; by "
+        "default on Mondays at 04:00. A new archive is not waited for.",
+    )
+
     webserver_host: str = Field(
         "127.0.0.1", description="Address the web UI listens on; only this machine by default."
     )
@@ -214,7 +244,28 @@ class Settings(BaseModel):
             raise ValueError(f"{value!r} is no http:// or https:// address")
         return value
 
-    @field_validator("download_ca_file", "storage_s3_ca_file")
+    @field_validator("training_archive")
+    @classmethod
+    def _url_or_absolute_path(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme in {"http", "https"} and parts.hostname:
+            return value
+        if parts.scheme == "file" and not parts.netloc and parts.path[:1] == "/":
+            return value
+        path = Path(value).expanduser()
+        if parts.scheme == "" and path.is_absolute():
+            return str(path)
+        # The value stays out of the text, for it may be presigned.
+        raise ValueError("neither https://…, http://…, file:///absolute/path nor an absolute path")
+
+    @field_validator("training_archive_sha256")
+    @classmethod
+    def _hexadecimal(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+            raise ValueError(f"{value!r} is not 64 hexadecimal digits")
+        return value
+
+    @field_validator("download_ca_file", "storage_s3_ca_file", "training_archive_ca_file")
     @classmethod
     def _existing_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
@@ -258,6 +309,11 @@ class Settings(BaseModel):
     def inbox_url_file(self) -> Path:
         """The file in which whoever starts the inbox leaves its address for everybody else."""
         return self.home / "inbox" / "url"
+
+    @property
+    def web_ui_url_file(self) -> Path:
+        """The file in which a running system leaves the address of its web UI."""
+        return self.home / "web-ui-url"
 
     def resolve_inbox_url(self) -> str:
         """The inbox's address: as set, else as left in the home by the process that runs it.

@@ -12,6 +12,8 @@ import yaml
 from dagster import DagsterInstance, Definitions
 from dagster._core.instance.ref import InstanceRef
 
+from cygno_assets.assets.training import TRAINING_ASSETS
+from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.build import build_defs
 from cygno_assets.instance import CygnoInstance
 from cygno_assets.services.dagster_services import LOCATION
@@ -27,16 +29,20 @@ def test_the_definitions_load_and_every_asset_is_described() -> None:
     definitions = build_defs(load_settings())
     Definitions.validate_loadable(definitions)
     specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
-    assert set(specs) == {"daq_announcements", "raw_image", "preprocessed_tensor"}
-    for spec in specs.values():
+    live = {"daq_announcements", "raw_image", "preprocessed_tensor"}
+    training = {key.to_user_string() for key in (*TRAINING_ASSETS, *TRAINING_FIGURES)}
+    assert set(specs) == live | training
+    for name, spec in specs.items():
         assert spec.description
         assert spec.owners
         assert spec.kinds
         assert spec.tags
-        assert spec.group_name == "live"
-    assert specs["raw_image"].code_version
+        assert spec.group_name == ("live" if name in live else "training")
+        assert spec.code_version or name == "daq_announcements"
+        # What nobody asks for would never be made: a sensor asks for the others.
+        assert (spec.automation_condition is not None) == (name not in live | {"training_archive"})
     assert specs["preprocessed_tensor"].code_version == load_settings().preprocess_spec.hash
-    for name in ("raw_image", "preprocessed_tensor"):
+    for name in ("raw_image", "preprocessed_tensor", "pixel_histogram", "suggested_window"):
         assert "ADU" in (specs[name].description or "")
 
 

@@ -4,7 +4,6 @@ Here belong what an event's run does and what the web UI shows of it; how an ima
 daq/download.py, how it is preprocessed is physics/images.py.
 """
 
-import base64
 import hashlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from dagster import (
     asset,
 )
 
+from cygno_assets.assets.pictures import picture
 from cygno_assets.daq.announcement import (
     NotAnEventError,
     is_event_id,
@@ -222,11 +222,12 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         except ImageError as error:
             raise Failure(f"{event_id}: {error}", allow_retries=False) from None
         clipped_low, clipped_high = clipped_shares(image, spec)
-        thumbnail = base64.b64encode(thumbnail_jpeg(tensor)).decode()
         metadata: dict[str, RawMetadataValue] = {
-            "thumbnail": MetadataValue.md(
-                f"![tensor](data:image/jpeg;base64,{thumbnail})\n\n"
-                f"black {spec.window_low:g} ADU, white {spec.window_high:g} ADU"
+            "thumbnail": picture(
+                "image/jpeg",
+                thumbnail_jpeg(tensor),
+                "tensor",
+                f"black {spec.window_low:g} ADU, white {spec.window_high:g} ADU",
             ),
             "spec_hash": spec.hash,
             "window_adu": f"{spec.window_low:g}–{spec.window_high:g}",

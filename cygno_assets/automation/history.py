@@ -1,4 +1,4 @@
-"""What Dagster knows of events: which are materialized, which run, which failed and why."""
+"""What Dagster knows: what is materialized, what runs, what failed and why."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, RunsFilter
 
 from cygno_assets.assets.live import PREPROCESSED_TENSOR
+from cygno_assets.assets.training import TRAINING_ASSETS, TRAINING_CELLS
+from cygno_assets.assets.training_figures import TRAINING_FIGURES
+from cygno_assets.partitions import training_cells
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from datetime import datetime
 
     from dagster import DagsterInstance, DagsterRun
 
@@ -23,6 +27,7 @@ UNFINISHED = [
     DagsterRunStatus.CANCELING,
 ]
 _PAGE = 1000
+_TRAINING = (*TRAINING_ASSETS, *TRAINING_FIGURES)
 
 
 def materialized_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, float]:
@@ -80,6 +85,44 @@ def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[st
         for run in reversed(runs)  # so that the newest run's reason stays
         if run.tags.get("dagster/will_retry") != "true"
     }
+
+
+def training_state(instance: DagsterInstance) -> tuple[list[str], int, int]:
+    """How far the training set is.
+
+    Returns:
+        The assets that are not materialized, of those with partitions wholly; how many cells are;
+        and how many cells there are.
+    """
+    cells = set(training_cells.get_partition_keys(dynamic_partitions_store=instance))
+    missing = [
+        key.to_user_string()
+        for key in _TRAINING
+        if key not in TRAINING_CELLS and instance.get_latest_materialization_event(key) is None
+    ]
+    done = cells.copy()
+    for key in TRAINING_CELLS:
+        materialized = instance.get_materialized_partitions(key)
+        if not cells or not cells <= materialized:
+            missing.append(key.to_user_string())
+        done &= materialized
+    return missing, len(done), len(cells)
+
+
+def failed_training_runs(instance: DagsterInstance, since: datetime) -> list[str]:
+    """Why runs of the training set that were created since then failed, the newest first."""
+    runs = instance.get_runs(
+        RunsFilter(
+            statuses=[DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED], created_after=since
+        ),
+        limit=_PAGE,
+    )
+    return [
+        _reason(instance, run)
+        for run in runs
+        if run.tags.get("dagster/will_retry") != "true"
+        and set(_TRAINING) & set(run.asset_selection or ())
+    ]
 
 
 def _reason(instance: DagsterInstance, run: DagsterRun) -> str:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from cygno_assets.settings import Settings
 
 SEQUENCE_TAG = "cygno/stream_sequence"
+_FIRST = {"dagster/priority": "10"}
+"""Live events are dequeued before backfills, which have priority 0."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
             run_requests=[
                 RunRequest(
                     partition_key=key,
-                    tags={LIVE_TAG: "true", SEQUENCE_TAG: str(message.sequence)},
+                    tags={LIVE_TAG: "true", SEQUENCE_TAG: str(message.sequence), **_FIRST},
                 )
                 for key, message in zip(keys, wanted, strict=True)
             ],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cygno_assets.services.process import (
     Service,
@@ -15,6 +15,7 @@ from cygno_assets.services.process import (
     accepts_connections,
     free_port,
 )
+from cygno_assets.services.web_ui import WebUI
 from cygno_assets.settings import CHECKOUT
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ LOCATION = "cygno_assets"
 
 _USUAL_PORT = 3000
 _READY_TIMEOUT_S = 120.0
-_ASK_TIMEOUT_S = 10.0
 
 
 class DagsterServices:
@@ -45,6 +45,7 @@ class DagsterServices:
         self._settings = settings
         self._port = port
         self.url = f"http://{settings.webserver_host}:{port}"
+        self._ui = WebUI(self.url)
         self._code_port = free_port()
         self._workspace = settings.dagster_state / "workspace.yaml"
         logs = settings.home / "logs"
@@ -104,6 +105,13 @@ class DagsterServices:
         self.daemon.start()
         self.webserver.wait_ready(self._definitions_loaded, _READY_TIMEOUT_S)
         self.daemon.wait_ready(self._daemon_healthy, _READY_TIMEOUT_S)
+        self._settings.web_ui_url_file.write_text(self.url + "\n")
+
+    def stop(self) -> None:
+        """Stops all three."""
+        self._settings.web_ui_url_file.unlink(missing_ok=True)
+        for service in reversed(self.services):
+            service.stop()
 
     def _create_databases(self) -> None:
         """Here, by one process: several that start on an empty home at once can corrupt it."""
@@ -115,27 +123,11 @@ class DagsterServices:
             instance.get_runs_count()
             instance.all_instigator_state()
 
-    def ask(self, query: str) -> dict[str, Any]:
-        """Asks the webserver's GraphQL.
-
-        Raises:
-            OSError: it does not answer (requests' errors are such).
-            ServiceError: it answers with errors.
-        """
-        import requests
-
-        answer = requests.post(f"{self.url}/graphql", json={"query": query}, timeout=_ASK_TIMEOUT_S)
-        answer.raise_for_status()
-        content = answer.json()
-        if content.get("errors"):
-            raise ServiceError(f"the web UI answers: {content['errors'][0].get('message')}")
-        return dict(content["data"])
-
     def _definitions_loaded(self) -> bool:
         # Two systems that start at once may choose the same port: the answer must be ours.
         if not self.webserver.listens_on(self._port):
             return False
-        answer = self.ask(
+        answer = self._ui.ask(
             """{ workspaceOrError { ... on Workspace { locationEntries { loadStatus
             locationOrLoadError { __typename ... on PythonError { message } } } } } }"""
         )
@@ -147,7 +139,7 @@ class DagsterServices:
         return bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
 
     def _daemon_healthy(self) -> bool:
-        answer = self.ask(
+        answer = self._ui.ask(
             "{ instance { daemonHealth { allDaemonStatuses { required healthy } } } }"
         )
         statuses = answer["instance"]["daemonHealth"]["allDaemonStatuses"]

@@ -91,6 +91,11 @@ class Service:
         if status is not None and not (may_end and status == 0):
             raise ServiceError(f"{self.name} ended with status {status}; {self._log_tail()}")
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether it has ended by itself, with status 0."""
+        return self._process is not None and self._process.poll() == 0
+
     def listens_on(self, port: int) -> bool:
         """Whether it, and not some other process, listens on this port."""
         try:

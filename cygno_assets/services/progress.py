@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
 
 _PLAIN_EVERY_S = 5.0
+_TRAINING_EVERY_S = 3.0
 
 
 @dataclass
@@ -86,6 +88,55 @@ class Progress:
             lines.append(f"median latency from acquired to tensor: {self.latency_s:.1f} s")
         lines += [f"failed: {reason}" for reason in self.failed.values()]
         lines += [f"not materialized: {event}" for event in sorted(self.pending)]
+        return "\n".join(lines)
+
+
+@dataclass
+class TrainingProgress:
+    """Follows the training set from its archive to its figures.
+
+    Attributes:
+        missing: assets that are not materialized; of those with partitions, wholly.
+        cells_done: recoil × energy cells that are materialized.
+        cells: how many there are; 0 before there is an archive.
+        failed: why runs failed, since this began to follow them.
+    """
+
+    missing: list[str] = field(default_factory=lambda: ["…"])
+    cells_done: int = 0
+    cells: int = 0
+    failed: list[str] = field(default_factory=list)
+    _since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _looked: float = -math.inf
+
+    @property
+    def complete(self) -> bool:
+        """Whether every asset of the training set is materialized."""
+        return not self.missing
+
+    def update(self, instance: DagsterInstance) -> None:
+        """Asks Dagster, now and then: it costs more than the live events do."""
+        if self.complete or time.monotonic() - self._looked < _TRAINING_EVERY_S:
+            return
+        from cygno_assets.automation.history import failed_training_runs, training_state
+
+        self.missing, self.cells_done, self.cells = training_state(instance)
+        self.failed = failed_training_runs(instance, self._since)
+        self._looked = time.monotonic()
+
+    def line(self) -> str:
+        """Its part of the live line."""
+        if self.complete:
+            return "training complete"
+        if self.failed:
+            return "training FAILED"
+        return f"training {self.cells_done}/{self.cells} cells" if self.cells else "training –"
+
+    def summary(self) -> str:
+        """What became of the training set, in lines."""
+        lines = [f"training set: {self.cells_done} of {self.cells} cells materialized"]
+        lines += [f"failed: {reason}" for reason in self.failed]
+        lines += [f"not materialized: {asset}" for asset in self.missing]
         return "\n".join(lines)
 
 

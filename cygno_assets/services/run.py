@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cygno_assets.daq.inbox import Inbox
 from cygno_assets.services.guardian import pause
 from cygno_assets.services.process import Service
-from cygno_assets.services.progress import LiveLine, Progress
+from cygno_assets.services.progress import LiveLine, Progress, TrainingProgress
 from cygno_assets.services.stack import running_daq_servers, running_stack
 from cygno_assets.settings import load_settings
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
 
     from cygno_assets.daq.simulator.truth import TruthTable
+    from cygno_assets.services.simulated_training_set import SimulatedTrainingSet
     from cygno_assets.services.stack import Stack
 
 _LOOK_EVERY_S = 1.0
@@ -45,8 +46,9 @@ def run_demo(
     rate_hz: float,
     seed: int | None,
     images: Path | None,
+    training: bool,
 ) -> int:
-    """Runs the system against a simulated DAQ.
+    """Runs the system against a simulated DAQ, which offers a training set too.
 
     Args:
         overrides: settings by field name, beyond those of the environment.
@@ -54,21 +56,25 @@ def run_demo(
         rate_hz: of arrivals, in events/s.
         seed: of images and gaps; None draws one.
         images: folder to take images from instead of simulating them.
+        training: wait for the training set's assets too, and count them in what is returned.
 
     Returns:
-        0 if all events were materialized, else 1.
+        0 if all that was waited for was materialized, else 1.
     """
     from cygno_assets.daq.simulator.truth import TruthTable
+    from cygno_assets.services.simulated_training_set import SimulatedTrainingSet
 
     home = load_settings(overrides).home
     seed = secrets.randbelow(2**31) if seed is None else seed
     with running_daq_servers(home) as daq:
+        offered = SimulatedTrainingSet(daq, home / "logs" / "training-set.log")
         overrides |= {
             "daq_nats_url": daq.nats_url,
             "daq_timezone": "UTC",
             "download_ca_file": daq.bucket.ca_file,
+            **offered.settings,
         }
-        with running_stack(overrides, _say) as stack:
+        with offered, running_stack(overrides, _say) as stack:
             stack.services.extend(daq.services)
             truth = daq.folder / "truth.sqlite"
             simulator = Service(
@@ -94,34 +100,54 @@ def run_demo(
                     f"DAQ        simulated, {rate_hz:g} events/s, seed {seed}"
                     + ("" if events is not None else " – Ctrl-C ends")
                 )
-                return _follow_demo(stack, simulator, TruthTable(truth), events)
+                return _follow_demo(
+                    stack, simulator, TruthTable(truth), events, offered, wait_for_training=training
+                )
             finally:
                 simulator.stop()
 
 
-def _follow_demo(stack: Stack, daq: Service, truth: TruthTable, events: int | None) -> int:
+def _follow_demo(
+    stack: Stack,
+    daq: Service,
+    truth: TruthTable,
+    events: int | None,
+    offered: SimulatedTrainingSet,
+    *,
+    wait_for_training: bool,
+) -> int:
     progress = Progress()
+    training = TrainingProgress()
     changed, before = time.monotonic(), ""
     with _instance() as instance, LiveLine() as line:
         while True:
             stack.check_alive()
             daq.check_alive(may_end=events is not None)
+            offered.offer_when_written()
             rows = truth.rows()
             new = {_event_id(row.filename) for row in rows[progress.announced :]}
             progress.announced = len(rows)
             progress.recorded = stack.recorder_counts().stored
             progress.update(instance, new)
-            line.show(progress.line())
+            training.update(instance)
+            now = f"{progress.line()}  {training.line()}"
+            line.show(now)
             if events is not None and len(rows) >= events and not progress.pending:
-                break
-            if progress.line() != before:
-                changed, before = time.monotonic(), progress.line()
+                if not wait_for_training or training.complete:
+                    break
+                if training.failed:
+                    break
+            if now != before:
+                changed, before = time.monotonic(), now
             elif events is not None and time.monotonic() - changed > _STUCK_AFTER_S:
                 _say(f"nothing has moved for {_STUCK_AFTER_S:g} s: giving up")
                 break
             pause(_LOOK_EVERY_S)
     _say(progress.summary())
-    return 1 if progress.pending or progress.failed else 0
+    if wait_for_training:
+        _say(training.summary())
+    good = not (progress.pending or progress.failed)
+    return 0 if good and (training.complete or not wait_for_training) else 1
 
 
 def _follow_up(stack: Stack) -> None:

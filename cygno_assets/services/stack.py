@@ -96,8 +96,7 @@ def running_stack(overrides: Mapping[str, object], say: Callable[[str], None]) -
         services.append(recorder)
         say("recorder   running")
         dagster = DagsterServices(settings, environ)
-        for service in dagster.services:
-            cleanup.callback(service.stop)
+        cleanup.callback(dagster.stop)
         say("Dagster    starting …")
         dagster.start()
         services += dagster.services

@@ -70,13 +70,13 @@ class Bucket:
             retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=30)},
         )
 
-    def put(self, name: str, content: bytes) -> None:
-        """Stores `content` as `name`, or replaces it.
+    def put(self, name: str, content: bytes | Path, media_type: str = "image/jpeg") -> None:
+        """Stores `content`, bytes or a file's, as `name`, or replaces it.
 
         Raises:
             obstore.exceptions.BaseError: Not stored, after retries for up to half a minute.
         """
-        obstore.put(self._store, name, content, attributes={"Content-Type": "image/jpeg"})
+        obstore.put(self._store, name, content, attributes={"Content-Type": media_type})
 
     def presigned_url(self, name: str, lifetime: timedelta) -> str:
         """A URL that lets anyone get `name` (SigV4). Asks no server.

@@ -1,0 +1,528 @@
+"""The assets of the training set: its archive, each recoil × energy cell, and the totals.
+
+Here belongs what their runs do and what the web UI shows of it. How the archive is fetched and
+read is training/, how pixels are counted is physics/histogram.py, when it all runs is
+automation/training.py, and the figures are training_figures.py.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetOut,
+    AssetsDefinition,
+    Backoff,
+    Config,
+    DataVersion,
+    Failure,
+    Jitter,
+    MaterializeResult,
+    MetadataValue,
+    MultiPartitionKey,
+    ResourceParam,
+    RetryPolicy,
+    TableColumn,
+    TableRecord,
+    TableSchema,
+    asset,
+    multi_asset,
+)
+
+from cygno_assets.assets.pictures import figure
+from cygno_assets.partitions import training_cells, training_energies
+from cygno_assets.physics.ground_truth import RECOIL_TYPES, energy_key
+from cygno_assets.physics.histogram import (
+    PixelHistogram,
+    mean_and_sd,
+    quantile,
+    range_of,
+)
+from cygno_assets.physics.images import ImageError
+from cygno_assets.physics.window import KNOWN_WINDOWS, MAX_CLIPPED_SHARE, Window, suggest_window
+from cygno_assets.settings import environment_name
+from cygno_assets.storage.io_managers import JsonIOManager, TableIOManager
+from cygno_assets.training import survey
+from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
+from cygno_assets.training.fetch import FetchedArchive, FetchError, fetch_archive
+from cygno_assets.training.tables import (
+    GROUND_TRUTH_COLUMNS,
+    UNLABELLED_COLUMNS,
+    Column,
+    ground_truth_rows,
+    joined,
+    population,
+    rows_digest,
+    unlabelled_rows,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from dagster import RawMetadataValue
+
+    from cygno_assets.physics.spec import PreprocessSpec
+    from cygno_assets.settings import Settings
+
+GROUP = "training"
+TRAINING_ARCHIVE = AssetKey("training_archive")
+UNLABELLED_PATHS = AssetKey("unlabelled_paths")
+GROUND_TRUTH = AssetKey("ground_truth")
+PIXEL_HISTOGRAM = AssetKey("pixel_histogram")
+GROUND_TRUTH_TABLE = AssetKey("ground_truth_table")
+DATASET_PIXEL_HISTOGRAM = AssetKey("dataset_pixel_histogram")
+SUGGESTED_WINDOW = AssetKey("suggested_window")
+
+TRAINING_CELLS = (GROUND_TRUTH, PIXEL_HISTOGRAM)
+"""The assets with a partition for each recoil type and energy; made together."""
+TRAINING_ASSETS = (
+    TRAINING_ARCHIVE,
+    UNLABELLED_PATHS,
+    *TRAINING_CELLS,
+    GROUND_TRUTH_TABLE,
+    DATASET_PIXEL_HISTOGRAM,
+    SUGGESTED_WINDOW,
+)
+
+TAGS = {"domain": "training"}
+MAX_ENERGIES = 200
+"""More than any simulation has; each makes two partitions."""
+
+_QUANTILES = (0.001, 0.01, 0.5, 0.99, 0.999)
+_LOG_EVERY_S = 2.0
+_ROWS_SHOWN = 100
+_RETRY = RetryPolicy(max_retries=2, delay=10, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
+
+
+class WindowConfig(Config):
+    """What may be chosen in the Launchpad."""
+
+    max_clipped_share: float = MAX_CLIPPED_SHARE
+
+
+def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
+    """The assets of the training set, for these settings."""
+    spec = settings.preprocess_spec
+    store = "s3" if settings.data_url.startswith("s3://") else "file"
+    owners = list(settings.owners)
+    limits = archive_limits(settings)
+
+    @asset(
+        key=TRAINING_ARCHIVE,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"zip", "file"},
+        tags=TAGS,
+        code_version="1",
+        io_manager_key="json_io_manager",
+        retry_policy=_RETRY,
+        description="The simulated training set: a zip of PNG images whose paths tell recoil type "
+        "and energy. Fetched once, resumed after a break, checked whole before it is used, and "
+        "read in place: no image is ever unpacked to disk. Adds the partitions of its energies. "
+        "The sensor `new_training_archive` looks for a new one.",
+    )
+    def training_archive(context: AssetExecutionContext) -> MaterializeResult[Any]:
+        fetched = _fetch(context, settings, limits)
+        with Archive(fetched.path, limits) as archive:
+            labels, reasons = survey.labelled(archive.members)
+        energies = sorted({label.energy_kev for label in labels.values()})
+        if len(energies) > MAX_ENERGIES:
+            raise Failure(
+                f"{fetched.source}: {len(energies)} energies, from {energies[0]:g} to "
+                f"{energies[-1]:g} keV, are more than the {MAX_ENERGIES} allowed",
+                allow_retries=False,
+            )
+        # Before this asset is materialized, so that what follows finds the whole grid.
+        context.instance.add_dynamic_partitions(
+            str(training_energies.name), [energy_key(energy) for energy in energies]
+        )
+        return MaterializeResult(
+            value={"path": str(fetched.path), "sha256": fetched.sha256},
+            metadata={
+                "source": fetched.source,
+                "size_bytes": fetched.size_bytes,
+                "sha256": fetched.sha256,
+                "images": len(labels),
+                "unlabelled_paths": len(reasons),
+                "energies_kev": ", ".join(f"{energy:g}" for energy in energies),
+                "archive_path": MetadataValue.path(str(fetched.path)),
+                "fetched_anew": fetched.changed,
+            },
+            data_version=DataVersion(fetched.sha256),
+        )
+
+    @asset(
+        key=UNLABELLED_PATHS,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"pandas", "parquet", store},
+        tags=TAGS,
+        code_version="1",
+        io_manager_key="table_io_manager",
+        metadata={"dagster/column_schema": _schema(UNLABELLED_COLUMNS)},
+        description="The files of the archive that are no training images, each with the rule "
+        "that its path does not fit.",
+    )
+    def unlabelled_paths(training_archive: dict[str, Any]) -> MaterializeResult[Any]:
+        with open_archive(training_archive, limits) as archive:
+            reasons = survey.labelled(archive.members)[1]
+        shown = _table_metadata(
+            UNLABELLED_COLUMNS, list(unlabelled_rows(reasons).itertuples(index=False))[:_ROWS_SHOWN]
+        )
+        return MaterializeResult(
+            value=unlabelled_rows(reasons),
+            metadata={"dagster/row_count": len(reasons), "first_rows": shown},
+            data_version=DataVersion(training_archive["sha256"]),
+        )
+
+    @multi_asset(
+        name="training_cell",
+        group_name=GROUP,
+        partitions_def=training_cells,
+        outs={
+            "ground_truth": AssetOut(
+                key=GROUND_TRUTH,
+                owners=owners,
+                kinds={"pandas", "parquet", store},
+                tags=TAGS,
+                code_version=survey.CODE_VERSION,
+                io_manager_key="table_io_manager",
+                dagster_type=Any,
+                metadata={"dagster/column_schema": _schema(GROUND_TRUTH_COLUMNS)},
+                description="What the images of one recoil type and energy (keV) are: a row for "
+                "each. A cell without images is an empty table.",
+            ),
+            "pixel_histogram": AssetOut(
+                key=PIXEL_HISTOGRAM,
+                owners=owners,
+                kinds={"histogram", "json", store},
+                tags=TAGS,
+                code_version=survey.CODE_VERSION,
+                io_manager_key="json_io_manager",
+                dagster_type=Any,
+                description="How often each pixel value, 0 … 255 ADU, occurs in the images of one "
+                "recoil type and energy (keV): 256 bins with edges −0.5 … 255.5, exact.",
+            ),
+        },
+    )
+    def training_cell(
+        context: AssetExecutionContext,
+        training_archive: dict[str, Any],
+        json_io_manager: ResourceParam[JsonIOManager],
+        table_io_manager: ResourceParam[TableIOManager],
+    ) -> tuple[MaterializeResult, MaterializeResult]:  # type: ignore[type-arg]  # Dagster reads this, and knows the bare class only
+        key = _cell(context)
+        table = table_io_manager.stored(GROUND_TRUTH, context.partition_key)
+        counted = json_io_manager.stored(PIXEL_HISTOGRAM, context.partition_key)
+        with open_archive(training_archive, limits) as archive:
+            labels = {
+                path: label
+                for path, label in survey.labelled(archive.members)[0].items()
+                if label.recoil_type == RECOIL_TYPES[key["recoil"]]
+                and energy_key(label.energy_kev) == key["energy"]
+            }
+            made_from = survey.input_digest(archive, labels)
+            unchanged = _made_from(table, counted) == made_from
+            if unchanged:
+                context.log.info("unchanged: no image decoded")
+            else:
+                started = time.monotonic()
+                try:
+                    found = survey.survey(archive, labels, max_pixels=settings.image_max_pixels)
+                except (ImageError, ArchiveError) as error:
+                    raise Failure(str(error), allow_retries=False) from None
+                context.log.info(
+                    "%d images decoded in %.1f s", len(labels), time.monotonic() - started
+                )
+                table = ground_truth_rows(found.images)
+                table.attrs["made_from"] = made_from
+                counted = found.histogram.to_json() | {"made_from": made_from}
+        common: dict[str, RawMetadataValue] = {
+            "images": len(labels),
+            "decoded": 0 if unchanged else len(labels),
+            "made_from": made_from,
+        }
+        what = f"{RECOIL_TYPES[key['recoil']]} recoils of {key['energy'].removesuffix('keV')} keV"
+        return (
+            MaterializeResult(
+                asset_key=GROUND_TRUTH,
+                value=table,
+                metadata={"dagster/partition_row_count": len(table), **common},
+                data_version=DataVersion(made_from),
+            ),
+            MaterializeResult(
+                asset_key=PIXEL_HISTOGRAM,
+                value=counted,
+                metadata=histogram_metadata(PixelHistogram.from_json(counted), spec, what) | common,
+                data_version=DataVersion(made_from),
+            ),
+        )
+
+    @asset(
+        key=GROUND_TRUTH_TABLE,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"pandas", "parquet", store},
+        tags=TAGS,
+        code_version="1",
+        io_manager_key="table_io_manager",
+        metadata={"dagster/column_schema": _schema(GROUND_TRUTH_COLUMNS)},
+        description="The ground truth of the whole training set, one row per image: path, recoil "
+        "type, energy (keV), size (pixels), and a digest of the decoded pixels.",
+    )
+    def ground_truth_table(ground_truth: dict[str, Any]) -> MaterializeResult[Any]:
+        table = joined(list((ground_truth or {}).values()))
+        return MaterializeResult(
+            value=table,
+            metadata={"dagster/row_count": len(table), **_population_metadata(table)},
+            data_version=DataVersion(rows_digest(table)),
+        )
+
+    @asset(
+        key=DATASET_PIXEL_HISTOGRAM,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"histogram", "json", store},
+        tags=TAGS,
+        # The plot marks the window, so another one makes it stale.
+        code_version=spec.hash,
+        io_manager_key="json_io_manager",
+        description="How often each pixel value, 0 … 255 ADU, occurs in the whole training set: "
+        "the sum of all `pixel_histogram` cells, which reads no image again.",
+    )
+    def dataset_pixel_histogram(pixel_histogram: dict[str, Any]) -> MaterializeResult[Any]:
+        cells = [PixelHistogram.from_json(cell) for cell in (pixel_histogram or {}).values()]
+        total = PixelHistogram.total(cells)
+        return MaterializeResult(
+            value=total.to_json(),
+            metadata={
+                **histogram_metadata(total, spec, "training set"),
+                "cells": len(cells),
+                "empty_cells": sum(cell.images == 0 for cell in cells),
+            },
+            data_version=DataVersion(total.digest),
+        )
+
+    @asset(
+        key=SUGGESTED_WINDOW,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"json", store},
+        tags=TAGS,
+        code_version=spec.hash,
+        io_manager_key="json_io_manager",
+        description="The narrowest window of whole ADU that clips at most one in a thousand of "
+        "the training set's pixels on either side, beside the windows that others use. The share "
+        "can be set in the Launchpad. A suggestion: nothing adopts it by itself.",
+    )
+    def suggested_window(
+        context: AssetExecutionContext,
+        config: WindowConfig,
+        dataset_pixel_histogram: dict[str, Any],
+    ) -> MaterializeResult[Any]:
+        counts = PixelHistogram.from_json(dataset_pixel_histogram).counts
+        try:
+            window = suggest_window(counts, max_clipped_share=config.max_clipped_share)
+        except ValueError as error:
+            raise Failure(f"no window can be suggested: {error}", allow_retries=False) from None
+        named = [
+            ("suggested", window),
+            ("in use", Window.of(counts, spec.window_low, spec.window_high)),
+            *(("known", Window.of(counts, low, high)) for low, high in KNOWN_WINDOWS),
+        ]
+        context.log.info("suggested: %g–%g ADU", window.low, window.high)
+        return MaterializeResult(
+            value={
+                "window_low_adu": window.low,
+                "window_high_adu": window.high,
+                "clipped_low_share": window.clipped_low,
+                "clipped_high_share": window.clipped_high,
+                "max_clipped_share": config.max_clipped_share,
+            },
+            metadata={
+                "window_adu": f"{window.low:g}–{window.high:g}",
+                "rule": "the narrowest window of whole ADU that clips at most "
+                f"{config.max_clipped_share:.3%} of all pixels on either side",
+                "windows": MetadataValue.table(
+                    records=[
+                        TableRecord(
+                            {
+                                "window": f"{which.low:g}–{which.high:g}",
+                                "which": name,
+                                "clipped_low": f"{which.clipped_low:.4%}",
+                                "clipped_high": f"{which.clipped_high:.4%}",
+                            }
+                        )
+                        for name, which in named
+                    ],
+                    schema=TableSchema(
+                        columns=[
+                            TableColumn("window", "string", "ADU"),
+                            TableColumn("which", "string", "whose"),
+                            TableColumn("clipped_low", "string", "pixels that become 0"),
+                            TableColumn("clipped_high", "string", "pixels that become 1"),
+                        ]
+                    ),
+                ),
+                "how_to_adopt": f"set {environment_name('window_low')}={window.low:g} and "
+                f"{environment_name('window_high')}={window.high:g}, restart, and materialize "
+                "what is stale",
+            },
+            data_version=DataVersion(f"{window.low:g}–{window.high:g}"),
+        )
+
+    return [
+        training_archive,
+        unlabelled_paths,
+        training_cell,
+        ground_truth_table,
+        dataset_pixel_histogram,
+        suggested_window,
+    ]
+
+
+def archive_limits(settings: "Settings") -> ArchiveLimits:
+    """What an archive may hold, by these settings."""
+    return ArchiveLimits(
+        max_members=settings.training_archive_max_members,
+        max_total_bytes=settings.training_archive_max_unpacked_bytes,
+    )
+
+
+def archive_folder(settings: "Settings") -> "Path":
+    """Where a fetched archive is kept."""
+    return settings.home / "training"
+
+
+def histogram_metadata(
+    histogram: PixelHistogram, spec: "PreprocessSpec", what: str
+) -> dict[str, "RawMetadataValue"]:
+    """What the web UI shows of a histogram: its plot and its numbers."""
+    from cygno_assets.physics.figures import histogram_figure
+
+    title = f"{what}: {histogram.images} images, {histogram.pixels} pixels"
+    plot = figure(histogram_figure(histogram, spec, title), f"pixel histogram of {what}")
+    metadata: dict[str, RawMetadataValue] = {
+        "plot": plot,
+        "images": histogram.images,
+        "pixels": histogram.pixels,
+    }
+    if histogram.pixels == 0:
+        return metadata
+    mean, sd = mean_and_sd(histogram.counts)
+    low, high = range_of(histogram.counts)
+    return metadata | {
+        "mean_adu": round(mean, 4),
+        "sd_adu": round(sd, 4),
+        "min_adu": low,
+        "max_adu": high,
+        "quantiles_adu": ", ".join(
+            f"{share:.1%}: {quantile(histogram.counts, share)}" for share in _QUANTILES
+        ),
+        "window_adu": f"{spec.window_low:g}–{spec.window_high:g}",
+    }
+
+
+def _fetch(
+    context: AssetExecutionContext, settings: "Settings", limits: ArchiveLimits
+) -> FetchedArchive:
+    """The archive on this machine, with a line of progress every few seconds."""
+    said = time.monotonic()
+
+    def progress(there: int, total: int | None) -> None:
+        nonlocal said
+        if there == total or time.monotonic() - said >= _LOG_EVERY_S:
+            said = time.monotonic()
+            of = "" if not total else f" of {total / 1e6:.1f} MB ({there / total:.0%})"
+            context.log.info("fetched %.1f MB%s", there / 1e6, of)
+
+    try:
+        return fetch_archive(
+            settings.training_archive,
+            archive_folder(settings),
+            sha256=settings.training_archive_sha256,
+            ca_file=settings.training_archive_ca_file,
+            limits=limits,
+            max_bytes=settings.training_archive_max_bytes,
+            progress=progress,
+        )
+    except ArchiveError as error:
+        raise Failure(str(error), allow_retries=False) from None
+    except FileNotFoundError as error:
+        raise Failure(
+            f"{environment_name('training_archive')}: there is no file {error.filename!r}",
+            allow_retries=False,
+        ) from None
+    except FetchError as error:
+        raise Failure(str(error)) from None
+
+
+def open_archive(training_archive: "Mapping[str, Any]", limits: ArchiveLimits) -> Archive:
+    """The archive that the asset `training_archive` stands for.
+
+    Raises:
+        Failure: it is gone, or damaged since it was checked.
+    """
+    from pathlib import Path
+
+    try:
+        return Archive(Path(training_archive["path"]), limits)
+    except (FileNotFoundError, ArchiveError) as error:
+        raise Failure(
+            f"the archive is not as it was fetched ({error}); materialize training_archive again",
+            allow_retries=False,
+        ) from None
+
+
+def _cell(context: AssetExecutionContext) -> "Mapping[str, str]":
+    key = context.partition_key
+    if not isinstance(key, MultiPartitionKey):  # for mypy: that is what the grid's keys are
+        raise TypeError(f"partition {key!r} is no cell of the grid")
+    return key.keys_by_dimension
+
+
+def _made_from(table: Any, counted: Any) -> str | None:
+    """What a stored cell was made from; None if it is not whole."""
+    if table is None or counted is None:
+        return None
+    digests = {table.attrs.get("made_from"), counted.get("made_from")}
+    return digests.pop() if len(digests) == 1 else None
+
+
+def _population_metadata(table: Any) -> dict[str, "RawMetadataValue"]:
+    """Images by recoil type and energy, as a table and as a picture."""
+    from cygno_assets.physics.figures import population_figure
+
+    images = population(table)
+    energies = sorted({energy_kev for _, energy_kev in images})
+    columns = (
+        Column("energy_kev", "float64", "keV"),
+        Column("nuclear", "int64", "images of nuclear recoils"),
+        Column("electronic", "int64", "images of electron recoils"),
+    )
+    rows = [
+        (energy, images.get(("nuclear", energy), 0), images.get(("electronic", energy), 0))
+        for energy in energies
+    ]
+    return {
+        "population": _table_metadata(columns, rows),
+        "population_plot": figure(population_figure(images), "images by recoil type and energy"),
+    }
+
+
+def _schema(columns: "Sequence[Column]") -> TableSchema:
+    return TableSchema(
+        columns=[TableColumn(column.name, column.dtype, column.meaning) for column in columns]
+    )
+
+
+def _table_metadata(
+    columns: "Sequence[Column]", rows: "Sequence[Sequence[Any]]"
+) -> "RawMetadataValue":
+    names = [column.name for column in columns]
+    return MetadataValue.table(
+        records=[TableRecord(dict(zip(names, row, strict=True))) for row in rows],
+        schema=_schema(columns),
+    )

@@ -1,0 +1,173 @@
+"""When the training set is made: who looks for a new archive, what it sets off, and the cron.
+
+Here belongs when; what is then done is assets/training.py.
+"""
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from dagster import (
+    AssetsDefinition,
+    AssetSelection,
+    AssetSpec,
+    AutomationCondition,
+    AutomationConditionSensorDefinition,
+    DefaultSensorStatus,
+    RunRequest,
+    RunsFilter,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    map_asset_specs,
+    sensor,
+)
+
+from cygno_assets.assets.training import (
+    GROUP,
+    TRAINING_ARCHIVE,
+    TRAINING_CELLS,
+    UNLABELLED_PATHS,
+)
+from cygno_assets.automation.history import UNFINISHED
+from cygno_assets.settings import SettingsError, environment_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cygno_assets.settings import Settings
+
+ARCHIVE_SENSOR = "new_training_archive"
+AUTOMATION_SENSOR = "training_automation"
+ARCHIVE_TAG = "cygno/training_archive"
+
+# A version that could not be fetched is asked for again, but not all the time: it may be large.
+_ASK_AGAIN_S = 86_400.0
+_EVALUATE_EVERY_S = 5
+
+
+def automated(
+    assets: "Sequence[AssetsDefinition]", settings: "Settings"
+) -> "list[AssetsDefinition]":
+    """These assets of the training set, each with the condition on which it is made.
+
+    Raises:
+        SettingsError: the cron setting is no cron line.
+    """
+    conditions = {
+        **dict.fromkeys(TRAINING_CELLS, on_change() | on_cron(settings)),
+        UNLABELLED_PATHS: on_change(),
+    }
+
+    def with_condition(spec: AssetSpec) -> AssetSpec:
+        if spec.key == TRAINING_ARCHIVE:
+            return spec  # the sensor below asks for it
+        condition = conditions.get(spec.key, after_all_inputs())
+        return spec.replace_attributes(automation_condition=condition)
+
+    return list(map_asset_specs(with_condition, assets))
+
+
+def on_cron(settings: "Settings") -> AutomationCondition[Any]:
+    """All partitions at each tick of the cron; together they become one backfill.
+
+    Raises:
+        SettingsError: the cron setting is no cron line.
+    """
+    try:
+        tick = AutomationCondition.cron_tick_passed(settings.training_backfill_cron)
+    except Exception as error:  # noqa: BLE001 – Dagster's CheckError, which has no public name
+        raise SettingsError(
+            f"{environment_name('training_backfill_cron')}: "
+            f"{settings.training_backfill_cron!r} is no cron line such as '0 4 * * 1' ({error})"
+        ) from None
+    return tick & ~AutomationCondition.in_progress()
+
+
+def on_change() -> AutomationCondition[Any]:
+    """What is made from the archive: at once when it is another one, or the code is."""
+    changed = (
+        AutomationCondition.missing().newly_true()
+        | AutomationCondition.any_deps_match(AutomationCondition.data_version_changed())
+        | AutomationCondition.code_version_changed()
+    ).since(_handled())
+    return changed & ~AutomationCondition.any_deps_missing() & ~AutomationCondition.in_progress()
+
+
+def after_all_inputs() -> AutomationCondition[Any]:
+    """For totals and figures: once, when the cells that they are made from have come to rest."""
+    changed = (
+        AutomationCondition.newly_missing()
+        # A new archive alone changes nothing here: its cells will.
+        | AutomationCondition.any_deps_updated().ignore(AssetSelection.assets(TRAINING_ARCHIVE))
+        | AutomationCondition.code_version_changed()
+    ).since(_handled())
+    return (
+        changed
+        # Before the first archive the grid is empty, so that no cell is missing.
+        & ~AutomationCondition.asset_matches(TRAINING_ARCHIVE, AutomationCondition.missing())
+        & ~AutomationCondition.any_deps_missing()
+        & ~AutomationCondition.any_deps_in_progress()
+        & ~AutomationCondition.in_progress()
+    )
+
+
+def _handled() -> AutomationCondition[Any]:
+    return AutomationCondition.newly_requested() | AutomationCondition.newly_updated()
+
+
+def build_automation_sensor() -> AutomationConditionSensorDefinition:
+    """Evaluates the conditions; several cells requested at once become a backfill."""
+    return AutomationConditionSensorDefinition(
+        AUTOMATION_SENSOR,
+        target=AssetSelection.groups(GROUP),
+        default_status=DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=_EVALUATE_EVERY_S,
+        emit_backfills=True,
+        description="Backfills all cells of the training set on the cron of "
+        f"{environment_name('training_backfill_cron')} and when the archive is another one; "
+        "totals and figures follow when all cells are done.",
+    )
+
+
+def build_archive_sensor(settings: "Settings") -> SensorDefinition:
+    """The sensor that looks for a new archive, for these settings."""
+
+    @sensor(
+        name=ARCHIVE_SENSOR,
+        target=AssetSelection.assets(TRAINING_ARCHIVE),
+        minimum_interval_seconds=settings.training_archive_check_s,
+        default_status=DefaultSensorStatus.RUNNING,
+        description="Asks the training set's server, every "
+        f"{settings.training_archive_check_s} s, whether its archive is another one than the last "
+        "time (ETag, or time and size), and requests `training_archive` if so.",
+    )
+    def new_training_archive(context: SensorEvaluationContext) -> SensorResult | SkipReason:
+        from cygno_assets.training.fetch import FetchError, archive_version
+
+        try:
+            version = archive_version(
+                settings.training_archive, ca_file=settings.training_archive_ca_file
+            )
+        except FetchError as error:
+            return SkipReason(f"cannot look: {error}")
+        except FileNotFoundError as error:
+            return SkipReason(f"there is no file {error.filename!r} yet")
+        asked = json.loads(context.cursor) if context.cursor else {}
+        if version == asked.get("version"):
+            made = context.instance.get_latest_materialization_event(TRAINING_ARCHIVE)
+            if made is not None and made.timestamp >= asked["time"]:
+                return SkipReason(f"unchanged: {version}")
+            if time.time() < asked["time"] + _ASK_AGAIN_S:
+                return SkipReason(f"requested already: {version}")
+        if context.instance.get_runs_count(
+            RunsFilter(tags={ARCHIVE_TAG: "true"}, statuses=UNFINISHED)
+        ):
+            return SkipReason("the last one is still being fetched")
+        return SensorResult(
+            run_requests=[RunRequest(tags={ARCHIVE_TAG: "true"})],
+            cursor=json.dumps({"version": version, "time": time.time()}),
+        )
+
+    return new_training_archive

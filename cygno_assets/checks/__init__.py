@@ -1,0 +1,1 @@
+"""Asset checks: what must be true of the data, shown beside it in the web UI."""
