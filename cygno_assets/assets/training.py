@@ -45,7 +45,12 @@ from cygno_assets.settings import environment_name
 from cygno_assets.storage.io_managers import JsonIOManager, TableIOManager
 from cygno_assets.training import survey
 from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
-from cygno_assets.training.fetch import FetchedArchive, FetchError, fetch_archive
+from cygno_assets.training.fetch import (
+    FetchedArchive,
+    FetchError,
+    ServerUnavailableError,
+    fetch_archive,
+)
 from cygno_assets.training.tables import (
     GROUND_TRUTH_COLUMNS,
     UNLABELLED_COLUMNS,
@@ -273,7 +278,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         "type, energy (keV), size (pixels), and a digest of the decoded pixels.",
     )
     def ground_truth_table(ground_truth: dict[str, Any]) -> MaterializeResult[Any]:
-        table = joined(list((ground_truth or {}).values()))
+        table = joined(list(ground_truth.values()))
         return MaterializeResult(
             value=table,
             metadata={"dagster/row_count": len(table), **_population_metadata(table)},
@@ -293,7 +298,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         "the sum of all `pixel_histogram` cells, which reads no image again.",
     )
     def dataset_pixel_histogram(pixel_histogram: dict[str, Any]) -> MaterializeResult[Any]:
-        cells = [PixelHistogram.from_json(cell) for cell in (pixel_histogram or {}).values()]
+        cells = [PixelHistogram.from_json(cell) for cell in pixel_histogram.values()]
         total = PixelHistogram.total(cells)
         return MaterializeResult(
             value=total.to_json(),
@@ -456,7 +461,8 @@ def _fetch(
             allow_retries=False,
         ) from None
     except FetchError as error:
-        raise Failure(str(error)) from None
+        later = isinstance(error, ServerUnavailableError)
+        raise Failure(str(error), allow_retries=later) from None
 
 
 def open_archive(training_archive: "Mapping[str, Any]", limits: ArchiveLimits) -> Archive:

@@ -51,6 +51,16 @@ class FileIOManager(UPathIOManager):
         except ValueError:
             return None
 
+    def load_input(self, context: InputContext) -> Any:
+        """A value, or values by partition; of no partitions an empty dict, where Dagster has None.
+
+        Raises:
+            FileNotFoundError: one is not stored.
+            ValueError: a file is damaged.
+        """
+        loaded = super().load_input(context)
+        return {} if loaded is None else loaded
+
     def dump_to_path(self, context: OutputContext, obj: Any, path: UPath) -> None:  # noqa: ARG002 – Dagster's signature
         """Stores a value whole."""
         write_whole(path, self.to_bytes(obj))
@@ -108,7 +118,10 @@ class TensorIOManager(FileIOManager):
         """
         import numpy as np
 
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except EOFError as error:  # numpy's, of an empty file
+            raise ValueError(f"damaged array: {error}") from None
 
 
 class TableIOManager(FileIOManager):

@@ -33,6 +33,10 @@ class FetchError(Exception):
     """The archive could not be fetched. What was fetched so far is kept for the next time."""
 
 
+class ServerUnavailableError(FetchError):
+    """Its server did not answer, or broke off: trying again later may help."""
+
+
 @dataclass(frozen=True)
 class FetchedArchive:
     """An archive on this machine, whole and checked.
@@ -85,7 +89,8 @@ def fetch_archive(
         progress: told the bytes that are there, and how many there will be if that is known.
 
     Raises:
-        FetchError: the server does not deliver it.
+        ServerUnavailableError: the server does not deliver it now.
+        FetchError: it never will.
         ArchiveError: what it delivers is no archive we use.
         FileNotFoundError: there is no such local file.
     """
@@ -204,7 +209,7 @@ class _Fetch:
                     self._whole, self._source, sha256, limits, known.sha256 if known else None
                 )
             return self._accept(version, sha256, limits, known)
-        raise FetchError(f"{self._source}: {reason}, {_TRIES} times")
+        raise ServerUnavailableError(f"{self._source}: {reason}, {_TRIES} times")
 
     def _accept(
         self,

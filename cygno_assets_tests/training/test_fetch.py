@@ -16,7 +16,13 @@ import pytest
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
 from cygno_assets.training import fetch
 from cygno_assets.training.archive import Archive, ArchiveError
-from cygno_assets.training.fetch import FetchedArchive, FetchError, fetch_archive
+from cygno_assets.training.fetch import (
+    FetchedArchive,
+    FetchError,
+    ServerUnavailableError,
+    archive_version,
+    fetch_archive,
+)
 from cygno_assets_tests.wire import REAL_IMAGES
 
 if TYPE_CHECKING:
@@ -146,7 +152,9 @@ def test_a_break_is_resumed_where_it_was(shelf: Shelf, tmp_path: Path) -> None:
 
 def test_a_fetch_that_was_given_up_goes_on_the_next_time(shelf: Shelf, tmp_path: Path) -> None:
     shelf.breaks_off_after = [60_000, 0, 0, 0, 0]
-    with pytest.raises(FetchError, match=r"broke off after 60000 of \d+ bytes, 5 times") as gone:
+    with pytest.raises(
+        ServerUnavailableError, match=r"broke off after 60000 of \d+ bytes, 5 times"
+    ) as gone:
         fetch_archive(shelf.url, tmp_path)
     assert SECRET not in str(gone.value)
     is_whole(fetch_archive(shelf.url, tmp_path), FIRST, changed=True)
@@ -230,3 +238,52 @@ def test_from_a_real_s3_server_by_presigned_url(daq_bucket: BucketSettings, tmp_
         is_whole(fetched, FIRST, changed=changed)
     with pytest.raises(FetchError, match="certificate is not trusted"):
         fetch_archive(url, tmp_path)
+
+
+def test_another_version_is_told_without_fetching_it(shelf: Shelf) -> None:
+    before = archive_version(shelf.url)
+    assert archive_version(shelf.url) == before == f"{shelf.url.partition('?')[0]} {shelf.etag}"
+    shelf.content = SECOND
+    assert archive_version(shelf.url) != before
+    assert {headers["Range"] for headers in shelf.asked} == {"bytes=0-0"}
+
+
+def test_without_an_etag_time_and_size_tell(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shelf, "etag", "")
+    before = archive_version(shelf.url)
+    assert before.endswith(f" {len(FIRST)}")
+    shelf.content = SECOND
+    assert archive_version(shelf.url) != before
+
+
+def test_a_version_that_cannot_be_told_is_said_without_the_signature(shelf: Shelf) -> None:
+    shelf.statuses = [404]
+    with pytest.raises(FetchError, match="HTTP 404") as refused:
+        archive_version(shelf.url)
+    with pytest.raises(FetchError, match="ConnectionError") as away:
+        archive_version(f"http://127.0.0.1:1/set.zip?{SECRET}")
+    assert SECRET not in f"{refused.value} {away.value}"
+
+
+def test_a_local_version_is_its_time_and_size(tmp_path: Path) -> None:
+    path = tmp_path / "my set.zip"
+    path.write_bytes(FIRST)
+    before = archive_version(str(path))
+    assert archive_version(path.as_uri()) == before
+    path.write_bytes(SECOND)
+    assert archive_version(str(path)) != before
+    with pytest.raises(FileNotFoundError):
+        archive_version(str(tmp_path / "missing.zip"))
+
+
+def test_a_real_s3_server_tells_versions_apart(daq_bucket: BucketSettings) -> None:
+    bucket = Bucket(daq_bucket)
+    versions = []
+    for content in (FIRST, SECOND, SECOND):
+        bucket.put("version.zip", content)
+        url = bucket.presigned_url("version.zip", timedelta(hours=1))
+        versions.append(archive_version(url, ca_file=daq_bucket.ca_file))
+    assert versions[0] != versions[1] == versions[2]
+    missing = bucket.presigned_url("missing.zip", timedelta(hours=1))
+    with pytest.raises(FetchError, match="HTTP 404"):
+        archive_version(missing, ca_file=daq_bucket.ca_file)
