@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DOCS = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 COMMANDS = [
     *("demo", "up", "record", "inbox", "settings"),
+    *("backfill", "backfill training"),
     *("simulate", "simulate daq", "simulate training-set"),
 ]
 

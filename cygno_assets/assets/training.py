@@ -38,9 +38,10 @@ from cygno_assets.physics.histogram import (
     mean_and_sd,
     quantile,
     range_of,
+    shares_outside,
 )
 from cygno_assets.physics.images import ImageError
-from cygno_assets.physics.window import KNOWN_WINDOWS, MAX_CLIPPED_SHARE, Window, suggest_window
+from cygno_assets.physics.window import KNOWN_WINDOWS, MAX_CLIPPED_SHARE, suggest_window
 from cygno_assets.settings import environment_name
 from cygno_assets.storage.io_managers import JsonIOManager, TableIOManager
 from cygno_assets.training import survey
@@ -95,6 +96,13 @@ TAGS = {"domain": "training"}
 MAX_ENERGIES = 200
 """More than any simulation has; each makes two partitions."""
 
+_WINDOW_COLUMNS = (
+    Column("which", "string", "suggested, in use, or of the school's material"),
+    Column("low_adu", "float", "ADU that becomes 0"),
+    Column("high_adu", "float", "ADU that becomes 1"),
+    Column("clipped_low", "string", "share of all pixels below it"),
+    Column("clipped_high", "string", "share of all pixels above it"),
+)
 _QUANTILES = (0.001, 0.01, 0.5, 0.99, 0.999)
 _LOG_EVERY_S = 2.0
 _ROWS_SHOWN = 100
@@ -332,10 +340,15 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
             window = suggest_window(counts, max_clipped_share=config.max_clipped_share)
         except ValueError as error:
             raise Failure(f"no window can be suggested: {error}", allow_retries=False) from None
-        named = [
-            ("suggested", window),
-            ("in use", Window.of(counts, spec.window_low, spec.window_high)),
-            *(("known", Window.of(counts, low, high)) for low, high in KNOWN_WINDOWS),
+        in_use = (spec.window_low, spec.window_high)
+        shown = [(window.low, window.high), *dict.fromkeys([in_use, *KNOWN_WINDOWS])]
+        rows = [
+            (
+                "suggested" if place == 0 else "in use" if edges == in_use else "known",
+                *edges,
+                *(f"{share:.4%}" for share in shares_outside(counts, *edges)),
+            )
+            for place, edges in enumerate(shown)
         ]
         context.log.info("suggested: %g–%g ADU", window.low, window.high)
         return MaterializeResult(
@@ -350,27 +363,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
                 "window_adu": f"{window.low:g}–{window.high:g}",
                 "rule": "the narrowest window of whole ADU that clips at most "
                 f"{config.max_clipped_share:.3%} of all pixels on either side",
-                "windows": MetadataValue.table(
-                    records=[
-                        TableRecord(
-                            {
-                                "window": f"{which.low:g}–{which.high:g}",
-                                "which": name,
-                                "clipped_low": f"{which.clipped_low:.4%}",
-                                "clipped_high": f"{which.clipped_high:.4%}",
-                            }
-                        )
-                        for name, which in named
-                    ],
-                    schema=TableSchema(
-                        columns=[
-                            TableColumn("window", "string", "ADU"),
-                            TableColumn("which", "string", "whose"),
-                            TableColumn("clipped_low", "string", "pixels that become 0"),
-                            TableColumn("clipped_high", "string", "pixels that become 1"),
-                        ]
-                    ),
-                ),
+                "windows": _table_metadata(_WINDOW_COLUMNS, rows),
                 "how_to_adopt": f"set {environment_name('window_low')}={window.low:g} and "
                 f"{environment_name('window_high')}={window.high:g}, restart, and materialize "
                 "what is stale",

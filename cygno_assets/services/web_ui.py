@@ -7,7 +7,7 @@ from typing import Any
 
 from cygno_assets.services.process import ServiceError
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)

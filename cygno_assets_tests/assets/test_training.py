@@ -177,8 +177,9 @@ def test_from_an_archive_to_its_table_histogram_window_and_figures(side: Trainin
     assert window["clipped_low_share"] == np.mean(together < low) <= 0.001
     assert window["clipped_high_share"] == np.mean(together > high) <= 0.001
     rows = [record.data for record in side.metadata("suggested_window")["windows"].records]
-    assert [row["window"] for row in rows] == [
-        *(f"{low}–{high}", "80–110", "80–110", "60–130", "98–105", "50–200")
+    assert [(row["which"], row["low_adu"], row["high_adu"]) for row in rows] == [
+        ("suggested", low, high),
+        *(("in use", 80, 110), ("known", 60, 130), ("known", 98, 105), ("known", 50, 200)),
     ]
     assert rows[1]["clipped_high"] == f"{np.mean(together > 110):.4%}"
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
-import requests
 
+from cygno_assets.services import web_ui
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PROGRAM = Path(sys.executable).parent / "cygno-assets"
+NO_TRAINING_SET = "/no/training-set.zip"
+"""Where tests look for a training set unless they say where: not on the school's server."""
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
@@ -51,7 +53,9 @@ class Program:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {"CYGNO_HOME": str(self.home)} | dict(self.environ),
+                env=os.environ
+                | {"CYGNO_HOME": str(self.home), "CYGNO_TRAINING_ARCHIVE": NO_TRAINING_SET}
+                | dict(self.environ),
                 # As a shell starts what it puts into the background.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509 – tests have one thread
             )
@@ -100,17 +104,8 @@ class Program:
 
 
 @dataclass(frozen=True)
-class WebUI:
+class WebUI(web_ui.WebUI):
     """The web UI, asked as the browser asks it."""
-
-    url: str
-
-    def ask(self, query: str, **variables: object) -> Any:
-        answer = requests.post(
-            f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=30
-        ).json()
-        assert "errors" not in answer, answer
-        return answer["data"]
 
     def partition_counts(self, asset: str) -> dict[str, int]:
         """How many partitions of an asset are materialized, failed, and in all."""
@@ -236,6 +231,35 @@ class WebUI:
             timeout_s,
         )
         return status()
+
+    def backfills(self) -> list[dict[str, Any]]:
+        """Id, title, status and number of partitions of each backfill, the newest first."""
+        answer = self.ask(
+            """{ partitionBackfillsOrError { ... on PartitionBackfills { results {
+            id title status numPartitions } } } }"""
+        )
+        return list(answer["partitionBackfillsOrError"]["results"])
+
+    def materializations(self, asset: str) -> list[dict[str, Any]]:
+        """The integers in the metadata of each materialization, the newest first, and when."""
+        node = self.ask(
+            """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+            assetMaterializations { timestamp partition metadataEntries { label
+            ... on IntMetadataEntry { intValue } } } } } }""",
+            key={"path": [asset]},
+        )["assetNodeOrError"]
+        return [
+            {
+                "timestamp": float(made["timestamp"]) / 1000,
+                "partition": made["partition"],
+                **{e["label"]: e["intValue"] for e in made["metadataEntries"] if "intValue" in e},
+            }
+            for made in node["assetMaterializations"]
+        ]
+
+    def failed_runs(self) -> list[dict[str, str]]:
+        """The runs that failed."""
+        return self._runs(statuses=["FAILURE", "CANCELED"])
 
     def metadata(self, asset: str, partition: str) -> dict[str, Any]:
         """The metadata of a partition's latest materialization, as far as they are scalars."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import psutil
 import pytest
 
+from cygno_assets.daq.simulator.training_set import POPULATION
+from cygno_assets.training.tables import population
 from cygno_assets_tests.end_to_end.running import Program, processes_of
 from cygno_assets_tests.wire import REAL_IMAGES, wait_until
 
@@ -25,6 +29,19 @@ def test_the_demo_takes_the_real_images_to_tensors_and_ends(tmp_path: Path) -> N
     for file in REAL_IMAGES:
         assert (home / "data" / "raw_image" / file.name).read_bytes() == file.read_bytes()
         assert (home / "data" / "preprocessed_tensor" / f"{file.stem}.npy").is_file()
+
+
+def test_the_demo_waits_for_the_training_set_if_asked(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with Program(["demo", "--events", "2", "--seed", "1", "--training"], home) as demo:
+        assert demo.ends(420) == 0, demo.output
+        assert "2 announced, 2 recorded, 2 materialized, 0 failed" in demo.output
+        assert "training set: 12 of 12 cells materialized" in demo.output
+        demo.nothing_left()
+    table = pd.read_parquet(home / "data" / "ground_truth_table.parquet")
+    assert population(table) == POPULATION
+    total = json.loads((home / "data" / "dataset_pixel_histogram.json").read_text())
+    assert (total["images"], total["pixels"]) == (612, 612 * 576 * 576)
 
 
 def inner(process: psutil.Process) -> psutil.Process:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from dagster import AssetMaterialization, DagsterInstance, DagsterRunStatus
+from dagster import AssetKey, AssetMaterialization, DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
-from cygno_assets.services.progress import Progress
+from cygno_assets.assets.training import TRAINING_ASSETS, TRAINING_CELLS
+from cygno_assets.assets.training_figures import TRAINING_FIGURES
+from cygno_assets.services import progress as progress_module
+from cygno_assets.services.progress import Progress, TrainingProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,3 +71,55 @@ def test_the_summary_names_what_is_missing(instance: DagsterInstance) -> None:
     assert "2 announced, 2 recorded, 0 materialized, 1 failed" in progress.summary()
     assert "ended as CANCELED" in progress.summary()
     assert "not materialized: b" in progress.summary()
+
+
+def made(instance: DagsterInstance, *keys: AssetKey, partition: str | None = None) -> None:
+    for key in keys:
+        instance.report_runless_asset_event(AssetMaterialization(key, partition=partition))
+
+
+def test_the_training_set_is_complete_when_each_of_its_assets_is(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "_TRAINING_EVERY_S", 0.0)
+    training = TrainingProgress()
+    assert not training.complete
+    training.update(instance)
+    assert training.line() == "training –"
+    instance.add_dynamic_partitions("training_energy", ["6keV"])
+    others = [k for k in (*TRAINING_ASSETS, *TRAINING_FIGURES) if k not in TRAINING_CELLS]
+    made(instance, *others)
+    made(instance, *TRAINING_CELLS, partition="6keV|NR")
+    made(instance, TRAINING_CELLS[0], partition="6keV|ER")
+    training.update(instance)
+    assert training.line() == "training 1/2 cells"
+    assert training.missing == [TRAINING_CELLS[1].to_user_string()]
+    assert "not materialized: pixel_histogram" in training.summary()
+    made(instance, TRAINING_CELLS[1], partition="6keV|ER")
+    training.update(instance)
+    assert training.complete
+    assert training.line() == "training complete"
+    assert training.summary() == "training set: 2 of 2 cells materialized"
+
+
+def test_a_failed_run_of_the_training_set_is_named(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "_TRAINING_EVERY_S", 0.0)
+    create_run_for_test(
+        instance,
+        status=DagsterRunStatus.FAILURE,
+        asset_selection=frozenset([TRAINING_ASSETS[0]]),
+    )
+    training = TrainingProgress()  # that one was before
+    run(instance, "an event", DagsterRunStatus.FAILURE)
+    training.update(instance)
+    assert training.failed == []
+    create_run_for_test(
+        instance,
+        status=DagsterRunStatus.FAILURE,
+        asset_selection=frozenset([TRAINING_ASSETS[0]]),
+    )
+    training.update(instance)
+    assert training.line() == "training FAILED"
+    assert "ended as FAILURE" in training.summary()

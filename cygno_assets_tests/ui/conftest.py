@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from cygno_assets.daq.simulator.training_set import write_training_set
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import free_port
 from cygno_assets_tests.end_to_end.running import Program, WebUI
@@ -29,8 +30,11 @@ expect.set_options(timeout=30_000)
 
 @pytest.fixture(scope="session")
 def ui(daq_bucket: BucketSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
-    """The web UI of a system that has taken the DAQ's events to tensors, and now is idle."""
+    """The web UI of a system that has made its tensors and its training set, and now is idle."""
     folder = tmp_path_factory.mktemp("ui")
+    archive = folder / "training_set.zip"
+    for _ in write_training_set(archive, seed=0):
+        pass
     nats = NatsServer(folder / "nats", folder / "nats.log", name="DAQ's NATS server")
     listen = [
         *("up", "--nats", nats.url, "--ca-file", str(daq_bucket.ca_file)),
@@ -46,11 +50,12 @@ def ui(daq_bucket: BucketSettings, tmp_path_factory: pytest.TempPathFactory) -> 
     }
     try:
         nats.start()
-        with Program(listen, folder / "home") as up:
+        with Program(listen, folder / "home", {"CYGNO_TRAINING_ARCHIVE": str(archive)}) as up:
             web_ui = WebUI(up.says(r"web UI +(\S+)"))
             with Program(announce, folder / "daq", keys) as daq:
                 assert daq.ends() == 0, daq.output
             wait_until("all tensors", lambda: len(web_ui.events()) == EVENTS, 180)
+            wait_until("the training set", lambda: web_ui.materializations("recoils_figure"), 300)
             wait_until("no run is left", lambda: not web_ui.unfinished_runs())
             yield web_ui
             assert up.interrupt() == 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from cygno_assets_tests.wire import wait_until
@@ -82,8 +83,8 @@ def test_one_event_is_materialized_with_nothing_typed_in(ui: WebUI, page: Page) 
 def test_the_sensor_is_on_and_can_be_switched_off_and_on(ui: WebUI, page: Page) -> None:
     assert ui.sensor_status() == "RUNNING"  # nobody has switched it on
     page.goto(f"{ui.url}/automation")
-    expect(page.get_by_text("daq_events", exact=True)).to_be_visible()
-    switch = page.locator("label[class*=Switch]")
+    row = page.locator("[data-index]").filter(has=page.get_by_text("daq_events", exact=True))
+    switch = row.locator("label[class*=Switch]")
     expect(switch.locator("input")).to_be_checked()
 
     # The daemon undoes a click that comes while it ends a tick: click between two ticks.
@@ -97,11 +98,83 @@ def test_the_sensor_is_on_and_can_be_switched_off_and_on(ui: WebUI, page: Page) 
     expect(switch.locator("input")).to_be_checked()
 
 
+def test_the_training_set_is_a_grid_of_recoil_type_and_energy(
+    ui: WebUI, page: Page, picture: Callable[[str], None]
+) -> None:
+    page.goto(f"{ui.url}/assets/pixel_histogram?view=partitions&partition=6keV%7CNR")
+    page.get_by_text("Hide navigation").click()
+    expect(page.get_by_text("Materialized (12)")).to_be_visible()
+    for key in ("1keV", "3keV", "6keV", "10keV", "20keV", "30keV", "ER", "NR"):
+        expect(page.get_by_text(key, exact=True).first).to_be_visible()
+    for label in ("mean_adu", "quantiles_adu", "made_from"):
+        expect(page.get_by_text(label, exact=True)).to_be_visible()
+    picture("training-grid")
+
+
+def test_the_histogram_has_a_plot(ui: WebUI, page: Page, picture: Callable[[str], None]) -> None:
+    page.set_viewport_size({"width": 1400, "height": 700})
+    page.goto(f"{ui.url}/assets/dataset_pixel_histogram")
+    page.get_by_text("Hide navigation").click()
+    open_picture(page, 600)
+    picture("histogram")
+
+
+@pytest.mark.parametrize("figure", ["raw_image_figure", "histogram_figure", "recoils_figure"])
+def test_each_figure_can_be_seen(
+    ui: WebUI, page: Page, picture: Callable[[str], None], figure: str
+) -> None:
+    page.set_viewport_size({"width": 1400, "height": 760})
+    page.goto(f"{ui.url}/assets/{figure}")
+    page.get_by_text("Hide navigation").click()
+    open_picture(page, 600)
+    if figure == "recoils_figure":
+        picture("recoils")
+
+
+def test_the_ground_truth_has_columns_with_units_and_its_population(ui: WebUI, page: Page) -> None:
+    page.goto(f"{ui.url}/assets/ground_truth_table")
+    expect(page.get_by_text("energy of the recoil in keV, from the path")).to_be_visible()
+    population = page.locator("table").filter(has=page.get_by_text("electronic", exact=True))
+    rows = population.last.locator("tr")
+    expect(rows).to_have_count(1 + 6)
+    expect(rows.nth(3)).to_have_text("61002")  # 6 keV, 100 nuclear, 2 electronic
+    open_picture(page, 600)
+
+
+def test_windows_stand_side_by_side(ui: WebUI, page: Page) -> None:
+    page.goto(f"{ui.url}/assets/suggested_window")
+    expect(page.get_by_text("set CYGNO_WINDOW_LOW=")).to_be_visible()
+    windows = page.locator("table").filter(has=page.get_by_text("clipped_low", exact=True))
+    for which, count in (("suggested", 1), ("in use", 1), ("known", 3)):
+        expect(windows.last.get_by_text(which, exact=True)).to_have_count(count)
+
+
+def test_the_backfill_is_a_real_one(ui: WebUI, page: Page, picture: Callable[[str], None]) -> None:
+    page.set_viewport_size({"width": 1400, "height": 480})
+    page.goto(f"{ui.url}/runs?view=backfills")
+    page.get_by_text("Hide navigation").click()
+    expect(page.get_by_text("training_automation", exact=True).first).to_be_visible()
+    page.goto(f"{ui.url}/runs/b/{ui.backfills()[0]['id']}")
+    expect(page.get_by_text("100% completed").first).to_be_visible()
+    for asset in ("ground_truth", "pixel_histogram"):
+        expect(page.locator(f"a[href='/assets/{asset}']").first).to_be_visible()
+    picture("backfill")
+
+
+def open_picture(page: Page, at_least: int) -> None:
+    """Opens the first picture in an asset's metadata; it is as wide as that, in pixels."""
+    page.get_by_text("[Show Markdown]").first.click()
+    image = page.get_by_role("dialog").locator("img[src^='data:image/']")
+    expect(image).to_be_visible()
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") >= at_least
+
+
 def _last_tick(ui: WebUI) -> float:
     """When the sensor's last tick began, of those that have been written down to the end."""
-    [sensor] = ui.ask(
+    sensors = ui.ask(
         """{ sensorsOrError(repositorySelector: {repositoryLocationName: "cygno_assets",
-        repositoryName: "__repository__"}) { ... on Sensors { results { sensorState {
+        repositoryName: "__repository__"}) { ... on Sensors { results { name sensorState {
         typeSpecificData { ... on SensorData { lastTickTimestamp } } } } } } }"""
     )["sensorsOrError"]["results"]
+    [sensor] = [sensor for sensor in sensors if sensor["name"] == "daq_events"]
     return float(sensor["sensorState"]["typeSpecificData"]["lastTickTimestamp"])
