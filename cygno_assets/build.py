@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dagster import Definitions, in_process_executor
+from dagster import Definitions, ExecutorDefinition, in_process_executor
 
 from cygno_assets.assets.live import build_live_assets
 from cygno_assets.assets.training import build_training_assets
@@ -32,11 +32,15 @@ if TYPE_CHECKING:
     from cygno_assets.settings import Settings
 
 
-def build_defs(settings: Settings | None = None) -> Definitions:
+def build_defs(
+    settings: Settings | None = None, *, executor: ExecutorDefinition = in_process_executor
+) -> Definitions:
     """Everything that Dagster knows of this project.
 
     Args:
         settings: instead of those in the environment.
+        executor: of all runs. A run is one event and takes a fraction of a second: a process per
+            step would not pay.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -61,6 +65,5 @@ def build_defs(settings: Settings | None = None) -> Definitions:
             "json_io_manager": JsonIOManager(root),
             "figure_io_manager": FigureIOManager(root),
         },
-        # A run is one event and takes a fraction of a second: a process per step would not pay.
-        executor=in_process_executor,
+        executor=executor,
     )

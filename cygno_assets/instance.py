@@ -35,3 +35,14 @@ class CygnoInstance(DagsterInstance):
         state = load_settings().dagster_state
         state.mkdir(parents=True, exist_ok=True)
         return InstanceRef.config_defaults(str(state))
+
+
+def state_folder() -> str:
+    """The folder of everything Dagster stores, for what dagster.yaml names.
+
+    Raises:
+        SettingsError: a CYGNO_* setting is wrong.
+    """
+    from cygno_assets.settings import load_settings
+
+    return str(load_settings().dagster_state)

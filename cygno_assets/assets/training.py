@@ -140,19 +140,18 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         fetched = _fetch(context, settings, limits)
         with Archive(fetched.path, limits) as archive:
             labels, reasons = survey.labelled(archive.members)
-        energies = sorted({label.energy_kev for label in labels.values()})
-        if len(energies) > MAX_ENERGIES:
-            raise Failure(
-                f"{fetched.source}: {len(energies)} energies, from {energies[0]:g} to "
-                f"{energies[-1]:g} keV, are more than the {MAX_ENERGIES} allowed",
-                allow_retries=False,
-            )
+            energies = _energies(archive)
         # Before this asset is materialized, so that what follows finds the whole grid.
         context.instance.add_dynamic_partitions(
             str(training_energies.name), [energy_key(energy) for energy in energies]
         )
         return MaterializeResult(
-            value={"path": str(fetched.path), "sha256": fetched.sha256},
+            value={
+                "path": str(fetched.path),
+                "sha256": fetched.sha256,
+                "size_bytes": fetched.size_bytes,
+                "modified_ns": fetched.path.stat().st_mtime_ns,
+            },
             metadata={
                 "source": fetched.source,
                 "size_bytes": fetched.size_bytes,
@@ -161,7 +160,6 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
                 "unlabelled_paths": len(reasons),
                 "energies_kev": ", ".join(f"{energy:g}" for energy in energies),
                 "archive_path": MetadataValue.path(str(fetched.path)),
-                "fetched_anew": fetched.changed,
             },
             data_version=DataVersion(fetched.sha256),
         )
@@ -230,12 +228,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         table = table_io_manager.stored(GROUND_TRUTH, context.partition_key)
         counted = json_io_manager.stored(PIXEL_HISTOGRAM, context.partition_key)
         with open_archive(training_archive, limits) as archive:
-            labels = {
-                path: label
-                for path, label in survey.labelled(archive.members)[0].items()
-                if label.recoil_type == RECOIL_TYPES[key["recoil"]]
-                and energy_key(label.energy_kev) == key["energy"]
-            }
+            labels = survey.labels_by_cell(archive.members).get(context.partition_key, {})
             made_from = survey.input_digest(archive, labels)
             unchanged = _made_from(table, counted) == made_from
             if unchanged:
@@ -287,6 +280,9 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
     )
     def ground_truth_table(ground_truth: dict[str, Any]) -> MaterializeResult[Any]:
         table = joined(list(ground_truth.values()))
+        table.attrs["made_from"] = {
+            key: cell.attrs.get("made_from") for key, cell in ground_truth.items()
+        }
         return MaterializeResult(
             value=table,
             metadata={"dagster/row_count": len(table), **_population_metadata(table)},
@@ -308,8 +304,9 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
     def dataset_pixel_histogram(pixel_histogram: dict[str, Any]) -> MaterializeResult[Any]:
         cells = [PixelHistogram.from_json(cell) for cell in pixel_histogram.values()]
         total = PixelHistogram.total(cells)
+        made_from = {key: cell.get("made_from") for key, cell in pixel_histogram.items()}
         return MaterializeResult(
-            value=total.to_json(),
+            value=total.to_json() | {"made_from": made_from},
             metadata={
                 **histogram_metadata(total, spec, "training set"),
                 "cells": len(cells),
@@ -445,6 +442,7 @@ def _fetch(
             limits=limits,
             max_bytes=settings.training_archive_max_bytes,
             progress=progress,
+            accept=_energies,
         )
     except ArchiveError as error:
         raise Failure(str(error), allow_retries=False) from None
@@ -466,13 +464,43 @@ def open_archive(training_archive: "Mapping[str, Any]", limits: ArchiveLimits) -
     """
     from pathlib import Path
 
+    path = Path(training_archive["path"])
     try:
-        return Archive(Path(training_archive["path"]), limits)
+        stat = path.stat()
+        archive = Archive(path, limits)
     except (FileNotFoundError, ArchiveError) as error:
-        raise Failure(
-            f"the archive is not as it was fetched ({error}); materialize training_archive again",
-            allow_retries=False,
-        ) from None
+        raise _not_as_checked(str(error)) from None
+    if (stat.st_size, stat.st_mtime_ns) != (
+        training_archive["size_bytes"],
+        training_archive["modified_ns"],
+    ):
+        archive.close()
+        raise _not_as_checked(f"{path.name}: another file")
+    return archive
+
+
+def _not_as_checked(why: str) -> Failure:
+    return Failure(
+        f"the archive is not as it was when it was checked ({why}); materialize "
+        "training_archive again",
+        allow_retries=False,
+    )
+
+
+def _energies(archive: Archive) -> list[float]:
+    """The energies of an archive's images, in keV.
+
+    Raises:
+        ArchiveError: more than any simulation has.
+    """
+    labels = survey.labelled(archive.members)[0]
+    energies = sorted({label.energy_kev for label in labels.values()})
+    if len(energies) > MAX_ENERGIES:
+        raise ArchiveError(
+            f"{len(energies)} energies, from {energies[0]:g} to {energies[-1]:g} keV, are more "
+            f"than the {MAX_ENERGIES} allowed"
+        )
+    return energies
 
 
 def _cell(context: AssetExecutionContext) -> "Mapping[str, str]":

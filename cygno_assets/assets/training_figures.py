@@ -3,7 +3,7 @@
 Here belongs which images they show; how they look is physics/figures.py.
 """
 
-from pathlib import Path
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from dagster import (
@@ -17,11 +17,11 @@ from dagster import (
 )
 
 from cygno_assets.assets.pictures import figure
-from cygno_assets.assets.training import GROUP, TAGS, archive_limits
+from cygno_assets.assets.training import GROUP, TAGS, archive_limits, open_archive
 from cygno_assets.physics.ground_truth import RECOIL_TYPES
 from cygno_assets.physics.histogram import PixelHistogram
 from cygno_assets.physics.images import ImageError
-from cygno_assets.training.archive import Archive, ArchiveError
+from cygno_assets.training.archive import ArchiveError
 from cygno_assets.training.tables import pick
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
         from cygno_assets.physics.images import decode_image
 
         try:
-            with Archive(Path(training_archive["path"]), limits) as archive:
+            with open_archive(training_archive, limits) as archive:
                 return [
                     decode_image(archive.read(path), max_pixels=settings.image_max_pixels)
                     for path in paths
                 ]
-        except (ArchiveError, ImageError, FileNotFoundError, KeyError) as error:
+        except (ArchiveError, ImageError, KeyError) as error:
             raise Failure(
                 f"the archive does not fit ground_truth_table ({error}); materialize "
                 "training_archive and the table again",
@@ -148,6 +148,7 @@ def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
 
         shown: dict[RecoilType, list[tuple[str, Any]]] = {}
         paths: list[str] = []
+        pixels = hashlib.sha256()
         for recoil_type in RECOIL_TYPES.values():
             rows = pick(ground_truth_table, EACH, config.seed, recoil_type)
             images = decoded(training_archive, list(rows["path"]))
@@ -158,6 +159,7 @@ def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
             captions = [f"{energy_kev:g} keV" for energy_kev in rows["energy_kev"]]
             shown[recoil_type] = list(zip(captions, tensors, strict=True))
             paths.extend(rows["path"])
+            pixels.update("".join(rows["pixel_sha256"]).encode())
         drawn = figures.recoils_figure(shown, spec)
         return MaterializeResult(
             value=drawn,
@@ -167,7 +169,7 @@ def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
                 "seed": config.seed,
                 "spec_hash": spec.hash,
             },
-            data_version=DataVersion(f"{spec.hash}-{config.seed}"),
+            data_version=DataVersion(f"{spec.hash}-{pixels.hexdigest()}"),
         )
 
     return [raw_image_figure, histogram_figure, recoils_figure]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, RunsFilter
 
 from cygno_assets.assets.live import PREPROCESSED_TENSOR
-from cygno_assets.assets.training import TRAINING_ASSETS, TRAINING_CELLS
+from cygno_assets.assets.training import TRAINING_ARCHIVE, TRAINING_ASSETS, TRAINING_CELLS
 from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.partitions import training_cells
 
@@ -87,8 +87,14 @@ def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[st
     }
 
 
-def training_state(instance: DagsterInstance) -> tuple[list[str], int, int]:
+def training_state(
+    instance: DagsterInstance, archive_since: datetime
+) -> tuple[list[str], int, int]:
     """How far the training set is.
+
+    Args:
+        instance: Dagster's.
+        archive_since: an archive fetched before counts as missing.
 
     Returns:
         The assets that are not materialized, of those with partitions wholly; how many cells are;
@@ -100,6 +106,9 @@ def training_state(instance: DagsterInstance) -> tuple[list[str], int, int]:
         for key in _TRAINING
         if key not in TRAINING_CELLS and instance.get_latest_materialization_event(key) is None
     ]
+    archive = instance.get_latest_materialization_event(TRAINING_ARCHIVE)
+    if archive is not None and archive.timestamp < archive_since.timestamp():
+        missing.append(TRAINING_ARCHIVE.to_user_string())
     done = cells.copy()
     for key in TRAINING_CELLS:
         materialized = instance.get_materialized_partitions(key)

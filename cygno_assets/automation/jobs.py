@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dagster import AssetSelection, define_asset_job, in_process_executor
+from dagster import AssetSelection, define_asset_job
 
 from cygno_assets.assets.live import PREPROCESSED_TENSOR, RAW_IMAGE
 
 live_event_job = define_asset_job(
     "live_event",
     selection=AssetSelection.assets(RAW_IMAGE, PREPROCESSED_TENSOR),
-    executor_def=in_process_executor,
     description="One event of the DAQ, from its announcement to its tensor.",
 )

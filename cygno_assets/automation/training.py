@@ -82,27 +82,36 @@ def on_cron(settings: "Settings") -> AutomationCondition[Any]:
             f"{environment_name('training_backfill_cron')}: "
             f"{settings.training_backfill_cron!r} is no cron line such as '0 4 * * 1' ({error})"
         ) from None
-    return tick & ~AutomationCondition.in_progress()
+    # Kept until it is answered: a cell that runs at that moment is not left out.
+    return tick.since(AutomationCondition.newly_requested()) & ~AutomationCondition.in_progress()
 
 
 def on_change() -> AutomationCondition[Any]:
-    """What is made from the archive: at once when it is another one, or the code is."""
+    """What is made from the archive: at once when it is another one, or the code is.
+
+    Only a request answers a change. A materialization does not: it may be of a run that had read
+    the archive before, and one request too many decodes nothing.
+    """
     changed = (
         AutomationCondition.missing().newly_true()
         | AutomationCondition.any_deps_match(AutomationCondition.data_version_changed())
         | AutomationCondition.code_version_changed()
-    ).since(_handled())
+    ).since(AutomationCondition.newly_requested())
     return changed & ~AutomationCondition.any_deps_missing() & ~AutomationCondition.in_progress()
 
 
 def after_all_inputs() -> AutomationCondition[Any]:
     """For totals and figures: once, when the cells that they are made from have come to rest."""
+    updated = AutomationCondition.any_deps_match(
+        # In a run that makes both, what is made from it has been made too.
+        AutomationCondition.newly_updated() & ~AutomationCondition.executed_with_root_target()
+    )
     changed = (
         AutomationCondition.newly_missing()
         # A new archive alone changes nothing here: its cells will.
-        | AutomationCondition.any_deps_updated().ignore(AssetSelection.assets(TRAINING_ARCHIVE))
+        | updated.ignore(AssetSelection.assets(TRAINING_ARCHIVE))
         | AutomationCondition.code_version_changed()
-    ).since(_handled())
+    ).since(AutomationCondition.newly_requested())
     return (
         changed
         # Before the first archive the grid is empty, so that no cell is missing.
@@ -111,10 +120,6 @@ def after_all_inputs() -> AutomationCondition[Any]:
         & ~AutomationCondition.any_deps_in_progress()
         & ~AutomationCondition.in_progress()
     )
-
-
-def _handled() -> AutomationCondition[Any]:
-    return AutomationCondition.newly_requested() | AutomationCondition.newly_updated()
 
 
 def build_automation_sensor() -> AutomationConditionSensorDefinition:

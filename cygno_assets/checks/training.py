@@ -11,12 +11,14 @@ from dagster import (
 )
 
 from cygno_assets.assets.training import (
+    DATASET_PIXEL_HISTOGRAM,
     GROUND_TRUTH_TABLE,
     TRAINING_ARCHIVE,
     UNLABELLED_PATHS,
     archive_limits,
     open_archive,
 )
+from cygno_assets.training.survey import other_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,7 +73,42 @@ def build_training_checks(settings: "Settings") -> list[AssetChecksDefinition]:
             },
         )
 
-    return [every_path_has_a_label, every_file_is_accounted_for]
+    def of_this_archive(training_archive: dict[str, Any], made_from: Any) -> AssetCheckResult:
+        with open_archive(training_archive, limits) as archive:
+            others = other_cells(archive, made_from)
+        return AssetCheckResult(
+            passed=not others,
+            severity=AssetCheckSeverity.ERROR,
+            description=f"{len(others)} of {len(made_from)} cells were made from another archive",
+            metadata={"cells": _shown(others)},
+        )
+
+    @asset_check(
+        asset=GROUND_TRUTH_TABLE,
+        additional_ins={"training_archive": AssetIn(TRAINING_ARCHIVE)},
+        description="All cells in it were made from the archive as it is now.",
+    )
+    def its_rows_are_of_this_archive(
+        ground_truth_table: Any, training_archive: dict[str, Any]
+    ) -> AssetCheckResult:
+        return of_this_archive(training_archive, ground_truth_table.attrs["made_from"])
+
+    @asset_check(
+        asset=DATASET_PIXEL_HISTOGRAM,
+        additional_ins={"training_archive": AssetIn(TRAINING_ARCHIVE)},
+        description="All cells in it were made from the archive as it is now.",
+    )
+    def its_counts_are_of_this_archive(
+        dataset_pixel_histogram: dict[str, Any], training_archive: dict[str, Any]
+    ) -> AssetCheckResult:
+        return of_this_archive(training_archive, dataset_pixel_histogram["made_from"])
+
+    return [
+        every_path_has_a_label,
+        every_file_is_accounted_for,
+        its_rows_are_of_this_archive,
+        its_counts_are_of_this_archive,
+    ]
 
 
 def _shown(paths: "Iterable[str]") -> str:

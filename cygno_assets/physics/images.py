@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from cygno_assets.physics.spec import PreprocessSpec
 
+_PNG_BIT_DEPTH = 24
+"""Where a PNG's header (IHDR, which comes first) has it; W3C PNG, third edition, 11.2.1."""
 THUMBNAIL_MAX_BYTES = 3_000
 """So that a thumbnail with its base64 and Markdown stays within 4 kB."""
 
@@ -56,6 +58,9 @@ def open_image(data: bytes, *, max_pixels: int) -> Image:
         )
     if image.mode != "L":
         raise ImageError(f"image is mode {image.mode}; the camera's are 8-bit mode L")
+    # Pillow stretches 2 and 4 bits to 8 and says L.
+    if image.format == "PNG" and (depth := data[_PNG_BIT_DEPTH]) != 8:
+        raise ImageError(f"image has {depth} bits a pixel; the camera's are 8-bit mode L")
     return image
 
 

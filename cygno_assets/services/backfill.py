@@ -20,9 +20,10 @@ _LAUNCH = """mutation($params: LaunchBackfillParams!) {
     launchPartitionBackfill(backfillParams: $params) { __typename
     ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
 _COUNT = """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) {
-    ... on AssetNode { partitionStats { numPartitions } } } }"""
+    __typename ... on AssetNode { partitionStats { numPartitions } } } }"""
 _FOLLOW = """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
-    ... on PartitionBackfill { status numPartitions error { message }
+    __typename ... on PythonError { message }
+    ... on PartitionBackfill { status error { message }
     assetBackfillData { assetBackfillStatuses { ... on AssetPartitionsStatusCounts {
     numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed } } } } } }"""
 
@@ -47,11 +48,8 @@ def run_training_backfill(settings: Settings, say: Callable[[str], None], *, wai
 
     ui = WebUI(_address(settings))
     keys = [{"path": list(key.path)} for key in TRAINING_CELLS]
-    try:
-        counted = ui.ask(_COUNT, key=keys[0])["assetNodeOrError"]["partitionStats"]
-    except OSError:
-        raise ServiceError(f"the web UI at {ui.url} does not answer") from None
-    if not counted["numPartitions"]:
+    counted = _asked(ui, _COUNT, "assetNodeOrError", "partitionStats", key=keys[0])
+    if not counted["partitionStats"]["numPartitions"]:
         raise ServiceError(
             "the training set has no partitions yet, for its archive is not here; see the sensor "
             f"{ARCHIVE_SENSOR} at {ui.url}/automation"
@@ -61,9 +59,7 @@ def run_training_backfill(settings: Settings, say: Callable[[str], None], *, wai
         "allPartitions": True,
         "title": "cygno-assets backfill training",
     }
-    launched = ui.ask(_LAUNCH, params=params)["launchPartitionBackfill"]
-    if launched["__typename"] != "LaunchBackfillSuccess":
-        raise ServiceError(f"no backfill: {launched.get('message') or launched['__typename']}")
+    launched = _asked(ui, _LAUNCH, "launchPartitionBackfill", "backfillId", params=params)
     backfill = str(launched["backfillId"])
     say(f"backfill   {ui.url}/runs/b/{backfill}")
     return _follow(ui, backfill, say) if wait else 0
@@ -73,7 +69,7 @@ def _follow(ui: WebUI, backfill: str, say: Callable[[str], None]) -> int:
     say("Ctrl-C leaves it running")
     with LiveLine() as line:
         while True:
-            state = ui.ask(_FOLLOW, id=backfill)["partitionBackfillOrError"]
+            state = _asked(ui, _FOLLOW, "partitionBackfillOrError", "status", id=backfill)
             line.show(_progress(state))
             if state["status"].startswith(("COMPLETED", "FAILED", "CANCELED")):
                 break
@@ -82,6 +78,23 @@ def _follow(ui: WebUI, backfill: str, say: Callable[[str], None]) -> int:
     if state["error"]:
         say(state["error"]["message"])
     return 0 if state["status"] == "COMPLETED_SUCCESS" else 1
+
+
+def _asked(ui: WebUI, query: str, field: str, expected: str, **variables: object) -> dict[str, Any]:
+    """A field of the web UI's answer.
+
+    Raises:
+        ServiceError: it does not answer, or not with what is expected.
+    """
+    try:
+        answer: dict[str, Any] = ui.ask(query, **variables)[field]
+    except OSError:
+        raise ServiceError(f"the web UI at {ui.url} does not answer") from None
+    if expected not in answer:
+        raise ServiceError(
+            f"the web UI answers: {answer.get('message') or answer.get('__typename') or answer}"
+        )
+    return answer
 
 
 def _progress(state: dict[str, Any]) -> str:

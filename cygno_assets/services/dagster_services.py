@@ -20,6 +20,7 @@ from cygno_assets.settings import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from cygno_assets.settings import Settings
 
@@ -36,13 +37,23 @@ class DagsterServices:
     Args:
         settings: home, host and port.
         environ: settings that are not in our own environment.
+        dagster_home: folder of dagster.yaml.
+        definitions: module that holds them.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        *,
+        dagster_home: Path = CHECKOUT,
+        definitions: str = "cygno_assets.definitions",
+    ) -> None:
         port = settings.webserver_port
         if port is None:
             port = _USUAL_PORT if not accepts_connections(_USUAL_PORT) else free_port()
         self._settings = settings
+        self._dagster_home = dagster_home
         self._port = port
         self.url = f"http://{settings.webserver_host}:{port}"
         self._ui = WebUI(self.url)
@@ -50,7 +61,7 @@ class DagsterServices:
         self._workspace = settings.dagster_state / "workspace.yaml"
         logs = settings.home / "logs"
         environ = dict(environ) | {
-            "DAGSTER_HOME": str(CHECKOUT),
+            "DAGSTER_HOME": str(dagster_home),
             "CYGNO_HOME": str(settings.home),
             # Off in dagster.yaml too, but only this keeps it from making folders in the checkout.
             "DAGSTER_DISABLE_TELEMETRY": "yes",
@@ -67,7 +78,7 @@ class DagsterServices:
 
         self.code_server = service(
             "code server",
-            *("dagster", "code-server", "start", "--module-name", "cygno_assets.definitions"),
+            *("dagster", "code-server", "start", "--module-name", definitions),
             *("--host", "127.0.0.1", "--port", str(self._code_port)),
             *("--location-name", LOCATION),
         )
@@ -76,7 +87,9 @@ class DagsterServices:
             *("dagster_webserver", "--workspace", str(self._workspace)),
             *("--host", settings.webserver_host, "--port", str(port)),
         )
-        self.daemon = service("daemon", "dagster._daemon", "run", "-w", str(self._workspace))
+        self.daemon = service(
+            "daemon", "cygno_assets.engine.daemon", "run", "-w", str(self._workspace)
+        )
 
     @property
     def services(self) -> list[Service]:
@@ -117,7 +130,7 @@ class DagsterServices:
         """Here, by one process: several that start on an empty home at once can corrupt it."""
         from dagster import DagsterInstance
 
-        os.environ["DAGSTER_HOME"] = str(CHECKOUT)
+        os.environ["DAGSTER_HOME"] = str(self._dagster_home)
         os.environ["CYGNO_HOME"] = str(self._settings.home)
         with DagsterInstance.get() as instance:
             instance.get_runs_count()

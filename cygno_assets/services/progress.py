@@ -96,7 +96,8 @@ class TrainingProgress:
     """Follows the training set from its archive to its figures.
 
     Attributes:
-        missing: assets that are not materialized; of those with partitions, wholly.
+        missing: assets that are not materialized, of those with partitions wholly, and the archive
+            unless it was since this began to follow it.
         cells_done: recoil × energy cells that are materialized.
         cells: how many there are; 0 before there is an archive.
         failed: why runs failed, since this began to follow them.
@@ -111,8 +112,8 @@ class TrainingProgress:
 
     @property
     def complete(self) -> bool:
-        """Whether every asset of the training set is materialized."""
-        return not self.missing
+        """Whether every asset of the training set is materialized, and no run failed."""
+        return not self.missing and not self.failed
 
     def update(self, instance: DagsterInstance) -> None:
         """Asks Dagster, now and then: it costs more than the live events do."""
@@ -120,7 +121,7 @@ class TrainingProgress:
             return
         from cygno_assets.automation.history import failed_training_runs, training_state
 
-        self.missing, self.cells_done, self.cells = training_state(instance)
+        self.missing, self.cells_done, self.cells = training_state(instance, self._since)
         self.failed = failed_training_runs(instance, self._since)
         self._looked = time.monotonic()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _NAME = "training_set.zip"
 _SEED = 0
-"""Always the same, so that a second demo in a home finds the archive that it knows."""
+"""Always the same, so that in a second demo in a home no cell has changed."""
 _URL_LIFETIME = timedelta(days=7)  # the longest there is
 _CHECK_S = 5
 """Seconds between looks for it; those of a real one are an hour."""

@@ -57,12 +57,20 @@ class Stack:
 
 
 @contextmanager
-def running_stack(overrides: Mapping[str, object], say: Callable[[str], None]) -> Iterator[Stack]:
+def running_stack(
+    overrides: Mapping[str, object],
+    say: Callable[[str], None],
+    *,
+    dagster_home: Path = CHECKOUT,
+    definitions: str = "cygno_assets.definitions",
+) -> Iterator[Stack]:
     """Starts inbox, recorder and Dagster, and takes them down again.
 
     Args:
         overrides: settings by field name, beyond those of the environment.
         say: told of each step, in a line.
+        dagster_home: folder of dagster.yaml.
+        definitions: module that holds them.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -95,7 +103,9 @@ def running_stack(overrides: Mapping[str, object], say: Callable[[str], None]) -
         recorder.start().wait_ready(lambda: _recorder_answers(settings), _READY_TIMEOUT_S)
         services.append(recorder)
         say("recorder   running")
-        dagster = DagsterServices(settings, environ)
+        dagster = DagsterServices(
+            settings, environ, dagster_home=dagster_home, definitions=definitions
+        )
         cleanup.callback(dagster.stop)
         say("Dagster    starting …")
         dagster.start()

@@ -29,13 +29,15 @@ class WebUI:
         """
         import requests
 
-        answer = requests.post(
-            f"{self.url}/graphql",
-            json={"query": query, "variables": variables},
-            timeout=_TIMEOUT_S,
-        )
-        answer.raise_for_status()
-        content = answer.json()
+        with requests.Session() as session:
+            session.trust_env = False  # it is on this machine: no proxy
+            answer = session.post(
+                f"{self.url}/graphql",
+                json={"query": query, "variables": variables},
+                timeout=_TIMEOUT_S,
+            )
+            answer.raise_for_status()
+            content = answer.json()
         if content.get("errors"):
             raise ServiceError(f"the web UI answers: {content['errors'][0].get('message')}")
         return dict(content["data"])

@@ -6,10 +6,11 @@ archive.py's. A URL may be presigned: no error, log line or file here shows what
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
     import requests
 
+    _Check = Callable[[Path, str, str | None], "FetchedArchive"]
+
 _CHUNK_BYTES = 1024 * 1024
 _TRIES = 5
 _PAUSE_S = 1.0
 _TIMEOUT_S = (5.0, 30.0)
-_NAME = "training_set.zip"
+_STEM = "training_set"
 
 
 class FetchError(Exception):
@@ -46,7 +49,7 @@ class FetchedArchive:
         source: where it came from, without what follows the URL's `?`.
         size_bytes: of the zip.
         sha256: of the zip, hexadecimal.
-        changed: whether it is another one than the last time.
+        changed: False only if it was fetched before and the server has no other.
     """
 
     path: Path
@@ -76,6 +79,7 @@ def fetch_archive(
     limits: ArchiveLimits | None = None,
     max_bytes: int = 10_000_000_000,
     progress: Callable[[int, int | None], None] = lambda _, __: None,
+    accept: Callable[[Archive], object] = lambda _: None,
 ) -> FetchedArchive:
     """Makes sure that the archive is here, whole.
 
@@ -87,6 +91,7 @@ def fetch_archive(
         limits: what the archive may hold.
         max_bytes: of the zip.
         progress: told the bytes that are there, and how many there will be if that is known.
+        accept: raises ArchiveError for an archive that is whole and still not to be used.
 
     Raises:
         ServerUnavailableError: the server does not deliver it now.
@@ -94,11 +99,17 @@ def fetch_archive(
         ArchiveError: what it delivers is no archive we use.
         FileNotFoundError: there is no such local file.
     """
+
+    def check(path: Path, shown: str, known: str | None) -> FetchedArchive:
+        return _checked(path, shown, sha256, limits, known, accept)
+
     path = _local_path(source)
     if path is not None:
-        return _checked(path, str(path), sha256, limits, known=None)
+        return check(path, str(path), None)
     folder.mkdir(parents=True, exist_ok=True)
-    return _Fetch(source, folder, ca_file, max_bytes, progress).run(sha256, limits)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would write into one file
+        return _Fetch(source, folder, ca_file, max_bytes, progress).run(check)
 
 
 def archive_version(source: str, *, ca_file: Path | None = None) -> str:
@@ -160,21 +171,29 @@ def _local_path(source: str) -> Path | None:
 
 
 def _checked(
-    path: Path, source: str, sha256: str | None, limits: ArchiveLimits | None, known: str | None
+    path: Path,
+    source: str,
+    sha256: str | None,
+    limits: ArchiveLimits | None,
+    known: str | None,
+    accept: Callable[[Archive], object],
 ) -> FetchedArchive:
+    if path.is_dir():
+        raise ArchiveError(f"{path}: a folder and no zip")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 is not None and found != sha256.lower():
         raise ArchiveError(f"{path.name}: sha256 is {found}, not {sha256.lower()}")
-    if found != known:
-        with Archive(path, limits) as archive:
+    with Archive(path, limits) as archive:
+        accept(archive)
+        if found != known:
             for _ in archive.verify():
                 pass
     return FetchedArchive(path, source, path.stat().st_size, found, changed=found != known)
 
 
 class _Fetch:
-    """One fetch; `<name>.partial` and `<name>.partial.json` outlive it if it breaks."""
+    """One fetch; `.partial` and `.partial.json` outlive it if it breaks."""
 
     def __init__(
         self,
@@ -189,13 +208,15 @@ class _Fetch:
         self._verify: bool | str = True if ca_file is None else str(ca_file)
         self._max_bytes = max_bytes
         self._progress = progress
-        self._whole = folder / _NAME
-        self._whole_version = folder / f"{_NAME}.json"
-        self._partial = folder / f"{_NAME}.partial"
-        self._partial_version = folder / f"{_NAME}.partial.json"
+        self._folder = folder
+        self._whole_version = folder / f"{_STEM}.json"
+        self._partial = folder / f"{_STEM}.partial"
+        self._partial_version = folder / f"{_STEM}.partial.json"
 
-    def run(self, sha256: str | None, limits: ArchiveLimits | None) -> FetchedArchive:
-        known = self._read(self._whole_version) if self._whole.exists() else None
+    def run(self, check: _Check) -> FetchedArchive:
+        known = self._read(self._whole_version)
+        if known is None or not self._whole(known.sha256).is_file():
+            known = None
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(_PAUSE_S * attempt)
@@ -204,29 +225,25 @@ class _Fetch:
             except (ConnectionError, TimeoutError) as error:
                 reason = str(error)
                 continue
-            if version is None:  # unchanged
-                return _checked(
-                    self._whole, self._source, sha256, limits, known.sha256 if known else None
-                )
-            return self._accept(version, sha256, limits, known)
+            if version is None and known is not None:  # unchanged
+                return check(self._whole(known.sha256), self._source, known.sha256)
+            if version is not None:
+                return self._accept(version, check, known)
+            reason = "HTTP 304 unasked"
         raise ServerUnavailableError(f"{self._source}: {reason}, {_TRIES} times")
 
-    def _accept(
-        self,
-        version: _Version,
-        sha256: str | None,
-        limits: ArchiveLimits | None,
-        known: _Version | None,
-    ) -> FetchedArchive:
+    def _accept(self, version: _Version, check: _Check, known: _Version | None) -> FetchedArchive:
         try:
-            checked = _checked(
-                self._partial, self._source, sha256, limits, known.sha256 if known else None
-            )
+            checked = check(self._partial, self._source, known.sha256 if known else None)
         except ArchiveError:
             self._discard_partial()  # it is whole, and no good
             raise
-        self._whole_version.unlink(missing_ok=True)
-        self._partial.replace(self._whole)
+        # Named by its content: whoever still reads the one before goes on reading that.
+        whole = self._whole(checked.sha256)
+        if whole.is_file():
+            self._partial.unlink()
+        else:
+            self._partial.replace(whole)
         self._partial_version.unlink(missing_ok=True)
         self._write(
             self._whole_version,
@@ -238,9 +255,13 @@ class _Fetch:
                 checked.sha256,
             ),
         )
-        return FetchedArchive(
-            self._whole, self._source, checked.size_bytes, checked.sha256, checked.changed
-        )
+        kept = {whole, self._whole(known.sha256) if known else whole}
+        for old in set(self._folder.glob(f"{_STEM}-*.zip")) - kept:
+            old.unlink()
+        return replace(checked, path=whole)
+
+    def _whole(self, sha256: str | None) -> Path:
+        return self._folder / f"{_STEM}-{sha256}.zip"
 
     def _ask(self, known: _Version | None) -> _Version | None:
         """One request; the version fetched whole, None if what is here is unchanged.

@@ -11,12 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cygno_assets.physics.ground_truth import Label, UnlabelledPathError, label_of
+from cygno_assets.physics.ground_truth import (
+    RECOIL_TYPES,
+    Label,
+    UnlabelledPathError,
+    energy_key,
+    label_of,
+)
 from cygno_assets.physics.histogram import PixelHistogram, pixel_counts
 from cygno_assets.physics.images import ImageError, decode_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cygno_assets.training.archive import Archive
 
@@ -26,6 +32,7 @@ CODE_VERSION = "1"
 _AT_ONCE = 32
 """Images per task: partial histograms are merged, so memory does not grow with the archive."""
 _REFUSED_SHOWN = 10
+_FOLDERS = {recoil_type: folder for folder, recoil_type in RECOIL_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,34 @@ def labelled(paths: Iterable[str]) -> tuple[dict[str, Label], dict[str, str]]:
         except UnlabelledPathError as error:
             reasons[path] = str(error)
     return labels, reasons
+
+
+def cell_key(label: Label) -> str:
+    """The cell of the recoil type × energy grid that a label belongs to: `6keV|NR`."""
+    return f"{energy_key(label.energy_kev)}|{_FOLDERS[label.recoil_type]}"
+
+
+def labels_by_cell(paths: Iterable[str]) -> dict[str, dict[str, Label]]:
+    """Sorts an archive's paths into cells; a cell without images is not there."""
+    cells: dict[str, dict[str, Label]] = {}
+    for path, label in labelled(paths)[0].items():
+        cells.setdefault(cell_key(label), {})[path] = label
+    return cells
+
+
+def other_cells(archive: Archive, made_from: Mapping[str, str | None]) -> list[str]:
+    """Which cells were not made from this archive.
+
+    Args:
+        archive: as it is now.
+        made_from: `input_digest` of each cell when it was made.
+    """
+    cells = labels_by_cell(archive.members)
+    return [
+        key
+        for key, digest in made_from.items()
+        if digest != input_digest(archive, cells.get(key, {}))
+    ]
 
 
 def input_digest(archive: Archive, members: Iterable[str]) -> str:

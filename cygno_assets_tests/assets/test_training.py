@@ -8,6 +8,7 @@ import io
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,8 +40,8 @@ from cygno_assets_tests.wire import REAL_IMAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
+BEFORE = datetime(2026, 1, 1, tzinfo=UTC)
 CELLS = ("ground_truth", "pixel_histogram")
 TOTALS = ("ground_truth_table", "dataset_pixel_histogram")
 AFTER = ("suggested_window", "raw_image_figure", "histogram_figure", "recoils_figure")
@@ -100,6 +101,12 @@ class TrainingSide:
         assert record.asset_materialization is not None
         return {name: item.value for name, item in record.asset_materialization.metadata.items()}
 
+    def data_version(self, asset: str) -> str:
+        record = self.instance.get_latest_data_version_record(AssetKey(asset))
+        assert record is not None
+        assert record.asset_materialization is not None
+        return str((record.asset_materialization.tags or {})["dagster/data_version"])
+
     def decoded(self) -> dict[str, int]:
         """How many images the newest run of each cell decoded."""
         return {str(key): self.metadata(CELLS[1], key)["decoded"] for key in self.cells}
@@ -135,13 +142,14 @@ def shown_picture(markdown: str) -> Image.Image:
 
 
 def test_from_an_archive_to_its_table_histogram_window_and_figures(side: TrainingSide) -> None:
-    missing, *counts = training_state(side.instance)
+    missing, *counts = training_state(side.instance, BEFORE)
     assert set(missing) == {key.to_user_string() for key in (*TRAINING_ASSETS, *TRAINING_FIGURES)}
     assert counts == [0, 0]
     side.all(SET)
 
     assert set(side.cells) == {"0.5keV|ER", "0.5keV|NR", "6keV|ER", "6keV|NR"}
-    assert training_state(side.instance) == ([], 4, 4)
+    assert training_state(side.instance, BEFORE) == ([], 4, 4)
+    assert training_state(side.instance, datetime.now(UTC)) == (["training_archive"], 4, 4)
     table = side.table()
     assert list(table["path"]) == sorted(SET)
     for row in table.itertuples(index=False):
@@ -295,6 +303,39 @@ def test_a_table_that_lacks_a_file_of_the_archive_raises_a_check(side: TrainingS
     assert side.run("training_archive").success
     assert side.run("ground_truth_table").success  # before the cells were made again
     assert not side.check("ground_truth_table", "every_file_is_accounted_for")[0]
+    assert side.check("ground_truth_table", "its_rows_are_of_this_archive") == (
+        False,
+        "1 of 4 cells were made from another archive",
+    )
+
+
+def test_totals_of_two_archives_raise_a_check_even_if_all_paths_are_there(
+    side: TrainingSide,
+) -> None:
+    side.all(SET)
+    path = next(path for path in SET if "/ER/6_keV/" in path)
+    write_archive(side.archive, {**SET, path: simulated_png(8)})
+    assert side.run("training_archive").success
+    assert side.run("unlabelled_paths", *TOTALS).success  # as if that cell had failed
+    assert side.check("ground_truth_table", "every_file_is_accounted_for")[0]
+    for asset, check in (
+        ("ground_truth_table", "its_rows_are_of_this_archive"),
+        ("dataset_pixel_histogram", "its_counts_are_of_this_archive"),
+    ):
+        assert not side.check(asset, check)[0]
+    side.backfill()
+    assert side.run(*TOTALS).success
+    assert side.check("dataset_pixel_histogram", "its_counts_are_of_this_archive")[0]
+
+
+def test_a_file_replaced_under_its_name_is_not_used_before_it_is_checked(
+    side: TrainingSide,
+) -> None:
+    side.all(SET)
+    write_archive(side.archive, {**SET, **cell("NR/30_keV", 9)})
+    for assets, partition in ((CELLS, "6keV|NR"), (["recoils_figure"], None)):
+        failed = side.run(*assets, partition=partition)
+        assert "set.zip: another file); materialize training_archive again" in reason(failed)
 
 
 def test_an_image_of_another_kind_fails_its_cell_by_name_and_no_other(side: TrainingSide) -> None:
@@ -353,18 +394,43 @@ def test_limits_and_digest_are_settings(
     assert side.cells == []
 
 
-def test_more_energies_than_any_simulation_has_are_refused(side: TrainingSide) -> None:
-    write_archive(side.archive, {f"NR/{n}_keV/a.png": b"" for n in range(1, 202)})
-    assert "201 energies, from 1 to 201 keV, are more than the 200 allowed" in reason(
-        side.run("training_archive")
-    )
-    assert side.cells == []
+def test_an_archive_of_more_energies_than_any_simulation_has_is_refused_and_not_used(
+    side: TrainingSide, daq_bucket: BucketSettings
+) -> None:
+    bucket = Bucket(daq_bucket)
+
+    def offer(members: dict[str, bytes]) -> None:
+        write_archive(side.archive, members)
+        bucket.put("energies.zip", side.archive, "application/zip")
+        url = bucket.presigned_url("energies.zip", timedelta(hours=1))
+        ca_file = daq_bucket.ca_file
+        side.overrides |= {"training_archive": url, "training_archive_ca_file": ca_file}
+
+    offer(SET)
+    assert side.run("training_archive").success
+    before = side.json("training_archive.json")
+    offer({f"NR/{n}_keV/a.png": b"" for n in range(1, 202)})
+    failed = side.run("training_archive")
+    assert "201 energies, from 1 to 201 keV, are more than the 200 allowed" in reason(failed)
+    assert not [event for event in failed.all_events if event.is_step_up_for_retry]
+    assert side.json("training_archive.json") == before
+    side.backfill()
+    assert side.metadata("pixel_histogram", "6keV|NR")["images"] == 3
+
+
+def test_a_folder_is_no_archive(side: TrainingSide) -> None:
+    side.archive.mkdir()
+    failed = side.run("training_archive")
+    assert reason(failed).endswith("set.zip: a folder and no zip")
+    assert not [event for event in failed.all_events if event.is_step_up_for_retry]
 
 
 def test_an_archive_gone_or_changed_after_it_was_fetched_is_said(side: TrainingSide) -> None:
     side.all(SET)
     side.archive.write_bytes(b"")
     assert "materialize training_archive again" in reason(side.run(*CELLS, partition="6keV|NR"))
+    write_archive(side.archive, SET)
+    assert side.run("training_archive").success
     side.archive.unlink()
     for assets in (["unlabelled_paths"], ["recoils_figure"], ["raw_image_figure"]):
         assert "materialize" in reason(side.run(*assets))
@@ -388,6 +454,9 @@ def test_another_seed_and_share_by_the_launchpad(side: TrainingSide) -> None:
     assert sum("/NR/" in path for path in first) == 5
     assert side.run("recoils_figure", config={"seed": 1}).success
     assert side.metadata("recoils_figure")["images"].splitlines() != first
+    second = side.data_version("recoils_figure")
+    assert side.run("recoils_figure", config={"seed": 2}).success
+    assert side.data_version("recoils_figure") != second
     wide = side.json("suggested_window.json")
     assert side.run("suggested_window", config={"max_clipped_share": 0.1}).success
     narrow = side.json("suggested_window.json")
@@ -415,8 +484,7 @@ def test_from_a_real_s3_server_into_a_real_s3_server_without_showing_the_signatu
     assert side.run("training_archive").success
     shown = side.metadata("training_archive")
     assert shown["source"] == f"{daq_bucket.endpoint}/cygno-daq/training_set.zip"
-    assert shown["fetched_anew"] is True
-    with Archive(side.home / "training" / "training_set.zip") as archive:
+    with Archive(Path(shown["archive_path"])) as archive:
         assert set(archive.members) == set(SET)
     assert side.run("unlabelled_paths").success
     side.backfill()
@@ -424,8 +492,9 @@ def test_from_a_real_s3_server_into_a_real_s3_server_without_showing_the_signatu
     assert set(side.decoded().values()) == {0}
     assert side.run(*TOTALS, *AFTER).success
     assert not (side.home / "data").exists()
+    fetched = Path(shown["archive_path"]).stat()
     assert side.run("training_archive").success
-    assert side.metadata("training_archive")["fetched_anew"] is False
+    assert Path(shown["archive_path"]).stat() == fetched
     side.overrides["training_archive_ca_file"] = None
     failed = side.run("training_archive")
     assert "certificate is not trusted" in reason(failed)

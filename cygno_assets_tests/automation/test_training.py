@@ -187,6 +187,36 @@ def test_cells_that_a_person_backfills_are_followed_by_the_totals(settled: Daemo
     assert set(settled.requested()) >= {"ground_truth_table", "dataset_pixel_histogram"}
 
 
+def test_a_cell_that_read_the_archive_before_is_made_again(settled: Daemon) -> None:
+    """Cells of a backfill are seen together with the archive that came meanwhile."""
+    settled.materialize(["ground_truth", "pixel_histogram"], "of the first")
+    settled.archive("second")
+    assert settled.requested()["pixel_histogram"] == set(settled.partitions)
+    settled.materialize(sorted(CELLS), "of the second")
+    settled.requested()
+    assert not CELLS & set(settled.requested())
+
+
+def test_a_cell_that_is_made_while_totals_are_is_not_forgotten(settled: Daemon) -> None:
+    settled.materialize(sorted(CELLS), "2")
+    assert "dataset_pixel_histogram" in settled.requested()
+    settled.requested()
+    settled.materialize(sorted(CELLS), "3")  # while they are made of 2
+    settled.materialize(["ground_truth_table", "dataset_pixel_histogram"], "2")
+    assert set(settled.requested()) >= {"ground_truth_table", "dataset_pixel_histogram"}
+
+
+def test_while_a_cell_is_missing_there_are_no_totals(daemon: Daemon) -> None:
+    daemon.requested()
+    daemon.archive("first", "6keV")
+    daemon.requested()
+    for name in CELLS:
+        daemon.instance.report_runless_asset_event(
+            AssetMaterialization(AssetKey(name), partition="6keV|NR")
+        )
+    assert [set(daemon.requested(60)) & TOTALS for _ in range(5)] == [set()] * 5
+
+
 # The sensor that looks for a new archive.
 
 

@@ -47,7 +47,7 @@ def test_dev_works_in_the_checkout_with_its_state_in_the_home(tmp_path: Path, pr
         )
         try:
             wait_until("the definitions are loaded", loaded, 120)
-            assert (home / "dagster" / "history" / "runs.db").is_file()
+            assert (home / "dagster" / "dagster.db").is_file()
         finally:
             process.send_signal(signal.SIGINT)
             try:

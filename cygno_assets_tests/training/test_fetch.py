@@ -7,6 +7,7 @@ import io
 import re
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -208,6 +209,39 @@ def test_what_is_no_archive_is_never_half_used(
     assert before.path.read_bytes() == FIRST
     shelf.content = SECOND
     is_whole(fetch_archive(shelf.url, tmp_path), SECOND, changed=True)
+
+
+def test_two_at_once_do_not_disturb_each_other(shelf: Shelf, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        fetched = list(threads.map(lambda _: fetch_archive(shelf.url, tmp_path), range(4)))
+    assert [one.changed for one in fetched].count(True) == 1
+    assert {one.path for one in fetched} == {fetched[0].path}
+    assert fetched[0].path.read_bytes() == FIRST
+    assert shelf.sent == len(FIRST)
+
+
+def test_what_is_not_accepted_is_not_used(shelf: Shelf, tmp_path: Path) -> None:
+    before = fetch_archive(shelf.url, tmp_path)
+    shelf.content = SECOND
+
+    def refuse(archive: Archive) -> None:
+        raise ArchiveError(f"{len(archive.members)} are too few")
+
+    for _ in range(2):
+        with pytest.raises(ArchiveError, match="1 are too few"):
+            fetch_archive(shelf.url, tmp_path, accept=refuse)
+    assert [path.name for path in tmp_path.glob("*.zip")] == [before.path.name]
+    assert before.path.read_bytes() == FIRST
+
+
+def test_the_one_before_can_still_be_read(shelf: Shelf, tmp_path: Path) -> None:
+    first = fetch_archive(shelf.url, tmp_path)
+    shelf.content = SECOND
+    second = fetch_archive(shelf.url, tmp_path)
+    assert first.path.read_bytes() == FIRST
+    shelf.content = zipped(REAL_IMAGES[2].read_bytes())
+    third = fetch_archive(shelf.url, tmp_path)
+    assert set(tmp_path.glob("*.zip")) == {second.path, third.path}
 
 
 def test_size_and_digest_are_kept(shelf: Shelf, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,7 +80,13 @@ def test_however_the_images_are_shared_out_the_result_is_the_same(
 
 def test_images_of_another_kind_are_refused_by_name_all_of_them(path: Path) -> None:
     black = np.zeros((4, 4), np.uint8)
+    bits = {depth: io.BytesIO() for depth in (1, 2, 4)}
+    for depth, file in bits.items():
+        Image.fromarray(black).convert("P").save(file, "PNG", bits=depth)
+    grey = {depth: as_grey(file.getvalue()) for depth, file in bits.items()}
+    assert Image.open(io.BytesIO(grey[4])).mode == "L"  # Pillow's word for it
     odd = {
+        **{f"bits{depth}": data for depth, data in grey.items()},
         "colour": png(np.zeros((4, 4, 3), np.uint8)),
         "deep": png(black.astype(np.uint16)),
         "text": b"no image",
@@ -87,14 +95,25 @@ def test_images_of_another_kind_are_refused_by_name_all_of_them(path: Path) -> N
     write_archive(path, {f"NR/6_keV/{name}.png": data for name, data in odd.items()})
     with Archive(path) as archive, pytest.raises(ImageError) as refused:
         survey(archive, labelled(archive.members)[0], max_pixels=MAX_PIXELS)
-    assert str(refused.value).startswith("4 of 4 images refused: ")
+    assert str(refused.value).startswith("7 of 7 images refused: ")
     for what in (
+        "NR/6_keV/bits1.png: image is mode 1",
+        "NR/6_keV/bits2.png: image has 2 bits a pixel",
+        "NR/6_keV/bits4.png: image has 4 bits a pixel",
         "NR/6_keV/colour.png: image is mode RGB",
         "NR/6_keV/deep.png: image is mode I;16",
         "NR/6_keV/text.png: not a JPEG or PNG image",
         "NR/6_keV/cut.png: image cannot be decoded",
     ):
         assert what in str(refused.value)
+
+
+def as_grey(palette_png: bytes) -> bytes:
+    """A PNG of few bits, its colour type changed from palette to grey."""
+    header = bytearray(palette_png[12:29])
+    header[13] = 0
+    checksum = struct.pack(">I", zlib.crc32(header))
+    return palette_png[:12] + bytes(header) + checksum + palette_png[33:]
 
 
 def test_of_many_refused_images_the_first_are_named(path: Path) -> None:

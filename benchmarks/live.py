@@ -1,0 +1,210 @@
+"""The whole live side, on servers of its own, with events announced as a benchmark wants them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+
+from cygno_assets.services.process import Service
+from cygno_assets.services.stack import Stack, running_daq_servers, running_stack
+from cygno_assets.settings import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dagster import DagsterInstance
+
+    from cygno_assets.services.stack import DaqServers
+
+ENGINE_BLOCKS = ("run_launcher", "storage", "compute_logs")
+NO_TRAINING_SET = "/no/training-set.zip"
+
+
+def stock_dagster_yaml(folder: Path) -> Path:
+    """A DAGSTER_HOME whose dagster.yaml is ours without the engine, as docs/engine.md says."""
+    config = yaml.safe_load((CHECKOUT / "dagster.yaml").read_text())
+    for block in ENGINE_BLOCKS:
+        del config[block]
+    queue = config["run_coordinator"]["config"]
+    queue["max_concurrent_runs"] = 4
+    for limit in queue["tag_concurrency_limits"]:
+        limit["limit"] = min(limit["limit"], 3)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@dataclass
+class Live:
+    """A running system and the simulated DAQ's servers.
+
+    Attributes:
+        stack: the system.
+        daq: the servers.
+        instance: Dagster's, in this process.
+        home: folder of it all.
+    """
+
+    stack: Stack
+    daq: DaqServers
+    instance: DagsterInstance
+    home: Path
+
+    def announce(self, events: int, seed: int, *options: str) -> None:
+        """Has the DAQ announce so many events; returns when it has."""
+        service = Service(
+            f"daq-{seed}",
+            [
+                *(sys.executable, "-m", "cygno_assets.cli", "simulate", "daq"),
+                *("--nats", self.daq.nats_url, "--timezone", "UTC"),
+                *("--s3-endpoint", self.daq.bucket.endpoint, "--bucket", self.daq.bucket.bucket),
+                *("--ca-file", str(self.daq.bucket.ca_file)),
+                *("--events", str(events), "--seed", str(seed), *options),
+                *("--truth", str(self.home / f"truth-{seed}.sqlite")),
+            ],
+            self.home / "logs" / "daq.log",
+            {
+                "AWS_ACCESS_KEY_ID": self.daq.bucket.access_key_id,
+                "AWS_SECRET_ACCESS_KEY": self.daq.bucket.secret_access_key,
+            },
+        )
+        try:
+            service.start()
+            while not service.ended_well:
+                service.check_alive(may_end=True)
+                time.sleep(0.02)
+        finally:
+            service.stop()
+
+    def announced(self, seed: int) -> dict[str, float]:
+        """When each event was acquired, by event: the DAQ's own table."""
+        from datetime import UTC, datetime
+
+        from cygno_assets.daq.simulator.truth import TruthTable
+
+        rows = TruthTable(self.home / f"truth-{seed}.sqlite").rows()
+        return {
+            row.filename.rpartition(".")[0]: datetime.fromisoformat(str(row.time))
+            .replace(tzinfo=UTC)
+            .timestamp()
+            for row in rows
+        }
+
+    def tensors(self) -> dict[str, float]:
+        """When each event's tensor was materialized, by event."""
+        from dagster import AssetRecordsFilter
+
+        from cygno_assets.assets.live import PREPROCESSED_TENSOR
+
+        made: dict[str, float] = {}
+        cursor = None
+        while True:
+            page = self.instance.fetch_materializations(
+                AssetRecordsFilter(asset_key=PREPROCESSED_TENSOR), limit=1000, cursor=cursor
+            )
+            for record in page.records:
+                made.setdefault(str(record.partition_key), record.timestamp)
+            if not page.has_more:
+                return made
+            cursor = page.cursor
+
+    def wait_for(self, events: int, timeout_s: float) -> None:
+        """Waits until so many events have a tensor.
+
+        Raises:
+            TimeoutError: they have not in time.
+        """
+        from cygno_assets.assets.live import PREPROCESSED_TENSOR
+
+        deadline = time.monotonic() + timeout_s
+        # Cheap to ask, for the asking is measured with the rest.
+        while (
+            done := len(self.instance.get_materialized_partitions(PREPROCESSED_TENSOR))
+        ) < events:
+            self.stack.check_alive()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{done} of {events} events after {timeout_s:g} s")
+            time.sleep(0.5)
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds spent so far: daemon, code server, workers (whatever executes runs), rest."""
+        dagster = self.stack.dagster
+        daemon, workers = _with_children(dagster.daemon.pid)
+        code_server, runs = _with_children(dagster.code_server.pid, own_children=2)
+        rest = sum(
+            sum(_with_children(service.pid))
+            for service in self.stack.services
+            if service not in (dagster.daemon, dagster.code_server)
+        )
+        return {
+            "daemon": daemon,
+            "code server": code_server,
+            "workers": workers + runs,
+            "rest": rest,
+        }
+
+
+def _with_children(pid: int, own_children: int = 0) -> tuple[float, float]:
+    """CPU of a process with its first generations of children, and of all below, dead or alive."""
+    own = below = 0.0
+    generations = [(psutil.Process(pid), 0)]
+    while generations:
+        process, depth = generations.pop()
+        try:
+            times = process.cpu_times()
+            children = process.children()
+        except psutil.Error:
+            continue
+        mine = times.user + times.system
+        gone = times.children_user + times.children_system
+        if depth <= own_children:
+            own += mine
+        else:
+            below += mine
+        below += gone
+        generations += [(child, depth + 1) for child in children]
+    return own, below
+
+
+@contextmanager
+def running_live(
+    *, stock: bool = False, definitions: str = "cygno_assets.definitions", **overrides: Any
+) -> Iterator[Live]:
+    """The whole live side in a folder of its own; the training set stays out of it."""
+    from dagster import DagsterInstance
+
+    before = {name: os.environ.get(name) for name in ("DAGSTER_HOME", "CYGNO_HOME")}
+    with tempfile.TemporaryDirectory(prefix="cygno-benchmark-", ignore_cleanup_errors=True) as name:
+        home = Path(name)
+        dagster_home = stock_dagster_yaml(home / "stock") if stock else CHECKOUT
+        try:
+            with running_daq_servers(home) as daq:
+                settings = {
+                    "home": home,
+                    "daq_nats_url": daq.nats_url,
+                    "daq_timezone": "UTC",
+                    "download_ca_file": daq.bucket.ca_file,
+                    "training_archive": NO_TRAINING_SET,
+                    **overrides,
+                }
+                with running_stack(
+                    settings, lambda _: None, dagster_home=dagster_home, definitions=definitions
+                ) as stack:
+                    stack.services.extend(daq.services)
+                    with DagsterInstance.get() as instance:
+                        yield Live(stack, daq, instance, home)
+        finally:
+            for name_, value in before.items():
+                if value is None:
+                    os.environ.pop(name_, None)
+                else:
+                    os.environ[name_] = value

@@ -1,0 +1,296 @@
+"""Dagster's SQLite storage with connections that are kept, in one database.
+
+Dagster's own opens a new connection for each statement and makes a new database for each run.
+Here runs, events, schedules and partitions share one file, and with it one write-ahead log: after
+a power cut all of it wakes up at one and the same earlier moment, and nothing is known to one part
+that another has forgotten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import sqlalchemy as db
+from dagster._core.storage.base_storage import DagsterStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+from dagster._core.storage.event_log.sqlite import consolidated_sqlite_event_log
+from dagster._core.storage.event_log.sqlite.consolidated_sqlite_event_log import (
+    ConsolidatedSqliteEventLogStorage,
+)
+from dagster._core.storage.runs.schema import RunStorageSqlMetadata
+from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
+from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
+from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
+from dagster._core.storage.sql import check_alembic_revision, get_alembic_config, stamp_alembic_rev
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS, create_db_conn_string
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from watchdog.events import PatternMatchingEventHandler
+from watchdog.observers import Observer
+
+from .folder import CONFIG, folder_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from sqlalchemy.engine import Connection, Engine
+
+_NAME = "dagster"
+_engines: dict[tuple[int, str], Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def engine_of(folder: Path) -> Engine:
+    """This process's engine for the database in a folder; it keeps its connections."""
+    key = (os.getpid(), str(folder))
+    with _engines_lock:
+        if key not in _engines:
+            engine = db.create_engine(
+                create_db_conn_string(str(folder), _NAME),
+                pool_size=8,
+                max_overflow=-1,
+                connect_args={
+                    "timeout": SQLITE_BUSY_TIMEOUT_SECONDS,
+                    "check_same_thread": False,
+                },
+            )
+            db.event.listen(engine, "connect", _prepare)
+            _engines[key] = engine
+        return _engines[key]
+
+
+def _prepare(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # A commit waits for the disk only when the log is folded into the database. What a crash of a
+    # process leaves is whole; a power cut may take back the last moments, all of them alike.
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def create_if_missing(folder: Path) -> None:
+    """Makes the database, by one process at a time: several at once could spoil it."""
+    with (folder / f"{_NAME}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        engine = engine_of(folder)
+        config = get_alembic_config(consolidated_sqlite_event_log.__file__)
+        with engine.connect() as connection:
+            if check_alembic_revision(config, connection)[0]:
+                return
+        for metadata in (
+            RunStorageSqlMetadata,
+            SqlEventLogStorageMetadata,
+            ScheduleStorageSqlMetadata,
+        ):
+            metadata.create_all(engine)
+        folder_name = str(folder)
+        events = PooledEventLogStorage(folder_name)
+        runs = PooledRunStorage(folder_name)
+        schedules = PooledScheduleStorage(folder_name)
+        events.reindex_events()
+        events.reindex_assets()
+        for storage in (runs, schedules):
+            storage.migrate()
+            storage.optimize()
+        # Last: whoever finds it stamped finds all of it.
+        with engine.connect() as connection:
+            stamp_alembic_rev(config, connection)
+            connection.commit()
+
+
+class _Pooled:
+    """What the three storages have in common."""
+
+    _folder: Path
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """A transaction on a connection that is kept."""
+        with engine_of(self._folder).begin() as connection:
+            yield connection
+
+    @cached_property
+    def _built(self) -> set[str]:
+        return set()
+
+
+class PooledRunStorage(_Pooled, SqliteRunStorage):
+    """Runs, their tags, backfills, and what daemons say of themselves."""
+
+    def __init__(self, base_dir: str) -> None:
+        from pathlib import Path
+
+        self._folder = Path(base_dir)
+        super().__init__(create_db_conn_string(base_dir, _NAME))
+
+    def has_built_index(self, migration_name: str) -> bool:
+        """Asked of the database until it is true, and then no more."""
+        if migration_name not in self._built:
+            if not super().has_built_index(migration_name):
+                return False
+            self._built.add(migration_name)
+        return True
+
+
+class PooledScheduleStorage(_Pooled, SqliteScheduleStorage):
+    """Schedules and sensors: their states and ticks."""
+
+    def __init__(self, base_dir: str) -> None:
+        from pathlib import Path
+
+        self._folder = Path(base_dir)
+        super().__init__(create_db_conn_string(base_dir, _NAME))
+
+    def has_built_index(self, migration_name: str) -> bool:
+        """Asked of the database until it is true, and then no more."""
+        if migration_name not in self._built:
+            if not super().has_built_index(migration_name):
+                return False
+            self._built.add(migration_name)
+        return True
+
+    @cached_property
+    def _tables(self) -> frozenset[str]:
+        return frozenset(db.inspect(engine_of(self._folder)).get_table_names())
+
+    def has_instigators_table(self) -> bool:
+        """Yes, once the database is made."""
+        return "instigators" in self._tables
+
+    def has_secondary_index_table(self) -> bool:
+        """Yes, once the database is made."""
+        return "secondary_indexes" in self._tables
+
+
+class PooledEventLogStorage(_Pooled, ConsolidatedSqliteEventLogStorage):
+    """Events of all runs, assets, and dynamic partitions."""
+
+    def __init__(self, base_dir: str) -> None:
+        from pathlib import Path
+
+        self._folder = Path(base_dir)
+        super().__init__(base_dir)
+        self._conn_string = create_db_conn_string(base_dir, _NAME)
+
+    def _init_db(self) -> None:
+        """The database is made by `create_if_missing`."""
+
+    @contextmanager
+    def _connect(self) -> Iterator[Connection]:
+        with self.connect() as connection:
+            yield connection
+
+    def has_table(self, table_name: str) -> bool:
+        """Whether the database has a table of this name."""
+        return bool(db.inspect(engine_of(self._folder)).has_table(table_name))
+
+    def get_db_path(self) -> str:
+        """The database's file."""
+        return str(self._folder / f"{_NAME}.db")
+
+    def watch(self, run_id: str, cursor: str | None, callback: Any) -> None:
+        """Calls back on each event of a run; at once, for the log's file is watched, too."""
+        if not self._obs:
+            observer = Observer()
+            observer.start()
+            observer.schedule(_Watchdog(self), str(self._folder))
+            self._obs = observer  # type: ignore[assignment]  # Dagster's attribute has no type
+        self._watchers[run_id][callback] = cursor
+        self.on_modified()  # what has come since the cursor
+
+
+class _Watchdog(PatternMatchingEventHandler):
+    """Dagster's own looks at the database alone, while commits go to its write-ahead log."""
+
+    def __init__(self, storage: PooledEventLogStorage) -> None:
+        self._storage = storage
+        path = storage.get_db_path()
+        super().__init__(patterns=[path, f"{path}-wal"])
+
+    def on_modified(self, event: object) -> None:  # noqa: ARG002 – watchdog's signature
+        """Another commit."""
+        self._storage.on_modified()
+
+
+class PooledSqliteStorage(DagsterStorage, ConfigurableClass):
+    """The three storages on one database; `storage: custom:` in dagster.yaml.
+
+    Args:
+        base_dir: folder of the database.
+        inst_data: Dagster's.
+    """
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        from pathlib import Path
+
+        super().__init__()
+        self._inst_data = inst_data
+        create_if_missing(Path(base_dir))
+        self._runs = PooledRunStorage(base_dir)
+        self._events = PooledEventLogStorage(base_dir)
+        self._schedules = PooledScheduleStorage(base_dir)
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        """Dagster's."""
+        return self._inst_data
+
+    @classmethod
+    def config_type(cls) -> Mapping[str, Any]:
+        """The fields of dagster.yaml."""
+        return CONFIG
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> Self:
+        """As dagster.yaml has it."""
+        return cls(str(folder_of(config_value)), inst_data)
+
+    def register_instance(self, instance: Any) -> None:
+        """Dagster's."""
+        super().register_instance(instance)
+        for storage in (self._runs, self._events, self._schedules):
+            if not storage.has_instance:
+                storage.register_instance(instance)
+
+    @property
+    def event_log_storage(self) -> PooledEventLogStorage:
+        """Events."""
+        return self._events
+
+    @property
+    def run_storage(self) -> PooledRunStorage:
+        """Runs."""
+        return self._runs
+
+    @property
+    def schedule_storage(self) -> PooledScheduleStorage:
+        """Schedules and sensors."""
+        return self._schedules
+
+    @property
+    def event_storage_data(self) -> None:
+        """None by itself: it is part of this."""
+        return
+
+    @property
+    def run_storage_data(self) -> None:
+        """None by itself: it is part of this."""
+        return
+
+    @property
+    def schedule_storage_data(self) -> None:
+        """None by itself: it is part of this."""
+        return
+
+    def dispose(self) -> None:
+        """Dagster's."""
+        self._events.dispose()
+        self._runs.dispose()
+        self._schedules.dispose()

@@ -1,0 +1,262 @@
+"""A run launcher whose processes stay: the definitions are loaded once, and run after run.
+
+Here belongs what Dagster asks of a launcher. The processes are pool.py, what they do is worker.py.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+from dagster import DagsterRunStatus, Field, IntSource, Noneable, RunsFilter
+from dagster._core.launcher import (
+    CheckRunHealthResult,
+    DefaultRunLauncher,
+    LaunchRunContext,
+    RunLauncher,
+    WorkerStatus,
+)
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+
+from .pool import Died, Finished, Limits, Pool
+from .worker import NOT_HERE, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dagster import DagsterRun
+    from dagster._core.workspace.context import BaseWorkspaceRequestContext
+
+_STOPPING = frozenset(
+    {DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED, DagsterRunStatus.FAILURE}
+)
+_PRIORITY_TAG = "dagster/priority"
+_GRPC_TAG = "dagster/grpc_info"
+"""On runs that Dagster's default launcher has taken."""
+
+
+@dataclass
+class _Location:
+    """The pool of a code location, for one state of its code."""
+
+    server_id: str
+    pool: Pool
+
+
+class WarmRunLauncher(RunLauncher, ConfigurableClass):
+    """Executes runs in persistent processes, one run at a time each, by the in-process executor.
+
+    The processes belong to the Dagster daemon, which launches queued runs, and end with it. Runs
+    that need something else (an executor that starts processes of its own, or a code location
+    whose code this Python cannot load) are handed to Dagster's default launcher.
+
+    Args:
+        workers: how many processes; None for one per CPU.
+        runs_per_worker: runs after which a process is replaced.
+        memory_limit_mb: resident memory above which a process is replaced, and killed if it is
+            amid a run; 0 for no limit.
+        stop_grace_seconds: between a run's being asked to stop and its process being killed.
+        shutdown_seconds: that runs under way are waited for when the daemon ends.
+        inst_data: Dagster's.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        runs_per_worker: int = 1000,
+        memory_limit_mb: int = 2048,
+        stop_grace_seconds: int = 5,
+        shutdown_seconds: int = 60,
+        inst_data: ConfigurableClassData | None = None,
+    ) -> None:
+        super().__init__()
+        self._inst_data = inst_data
+        self._workers = workers or multiprocessing.cpu_count()
+        self._limits = Limits(
+            tasks=runs_per_worker,
+            memory_bytes=memory_limit_mb * 1_000_000,
+            grace_s=float(stop_grace_seconds),
+        )
+        self._shutdown_s = shutdown_seconds
+        self._lock = threading.Lock()
+        self._locations: dict[str, _Location] = {}
+        self._retired: list[Pool] = []
+        self._workspaces: dict[str, BaseWorkspaceRequestContext] = {}
+        self._default = DefaultRunLauncher()
+        self._recovered = False
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        """Dagster's."""
+        return self._inst_data
+
+    @classmethod
+    def config_type(cls) -> Mapping[str, Any]:
+        """The fields of dagster.yaml."""
+        return {
+            "workers": Field(Noneable(IntSource), is_required=False),
+            "runs_per_worker": Field(IntSource, is_required=False, default_value=1000),
+            "memory_limit_mb": Field(IntSource, is_required=False, default_value=2048),
+            "stop_grace_seconds": Field(IntSource, is_required=False, default_value=5),
+            "shutdown_seconds": Field(IntSource, is_required=False, default_value=60),
+        }
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> Self:
+        """As dagster.yaml has it."""
+        return cls(inst_data=inst_data, **config_value)
+
+    def register_instance(self, instance: Any) -> None:
+        """Dagster's; the default launcher needs the instance too."""
+        super().register_instance(instance)
+        self._default.register_instance(instance)
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Gives a run to the pool of its code location; returns at once.
+
+        Raises:
+            Exception: whatever Dagster raises if the code location is not there.
+        """
+        run, workspace = context.dagster_run, context.workspace
+        with self._lock:
+            recover, self._recovered = not self._recovered, True
+        if recover:
+            self._recover(workspace)
+        location = self._location(run, workspace)
+        if location is None or workspace is None:
+            self._default.launch_run(context)
+            return
+        self._workspaces[run.run_id] = workspace
+        location.pool.submit(run.run_id, _priority(run))
+
+    def terminate(self, run_id: str) -> bool:
+        """Asks a run to stop, from whatever process.
+
+        What executes it notices; one that only waits is taken back.
+        """
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        if run.tags.get(_GRPC_TAG):
+            return bool(self._default.terminate(run_id))
+        self._instance.report_run_canceling(run)
+        for pool in self._pools():
+            if pool.withdraw(run_id):
+                self._instance.report_run_canceled(run)
+        return True
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Yes."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether a run is in good hands; asked by the daemon, whose processes these are."""
+        for pool in self._pools():
+            if pool.holds(run.run_id):
+                pid = pool.pid_of(run.run_id)
+                return CheckRunHealthResult(WorkerStatus.RUNNING, f"warm worker (pid: {pid})")
+        if run.tags.get(_GRPC_TAG):
+            return self._default.check_run_worker_health(run)
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "the process that executed it is gone")
+
+    def dispose(self) -> None:
+        """Lets runs under way finish, then ends the processes."""
+        pools = self._pools()
+        for pool in pools:
+            pool.withdraw_all()
+            pool.close()
+        for pool in pools:
+            if not pool.join(self._shutdown_s):
+                pool.kill()
+        self._default.dispose()
+
+    def _recover(self, workspace: BaseWorkspaceRequestContext | None) -> None:
+        """Takes over what an earlier daemon was given and did not start, or did not stop."""
+        left = RunsFilter(
+            statuses=[DagsterRunStatus.STARTING, DagsterRunStatus.CANCELING],
+            # Before there was this process: it has handed over nothing of that.
+            updated_before=datetime.fromtimestamp(psutil.Process().create_time(), UTC),
+        )
+        for run in self._instance.get_runs(left):
+            if run.tags.get(_GRPC_TAG):
+                continue  # not ours
+            if run.status == DagsterRunStatus.CANCELING:
+                self._instance.report_run_canceled(run, "Canceled: its daemon was gone.")
+            else:
+                self.launch_run(LaunchRunContext(dagster_run=run, workspace=workspace))
+
+    def _pools(self) -> list[Pool]:
+        with self._lock:
+            return [*(location.pool for location in self._locations.values()), *self._retired]
+
+    def _location(
+        self, run: DagsterRun, workspace: BaseWorkspaceRequestContext | None
+    ) -> _Location | None:
+        """The pool for a run's code as it is now; None if another launcher must take it."""
+        from dagster._core.remote_representation.code_location import GrpcServerCodeLocation
+
+        origin = run.remote_job_origin
+        code = run.job_code_origin
+        if workspace is None or origin is None or code is None or code.repository_origin is None:
+            return None
+        name = origin.repository_origin.code_location_origin.location_name
+        location = workspace.get_code_location(name)
+        if not isinstance(location, GrpcServerCodeLocation):
+            return None
+        # Asked each time: a run must not meet code from before a reload.
+        server_id = location.client.get_server_id()
+        with self._lock:
+            known = self._locations.get(name)
+            if known is not None and known.server_id == server_id:
+                return known
+            waiting: list[str] = []
+            if known is not None:
+                waiting = known.pool.withdraw_all()
+                known.pool.close()
+                self._retired.append(known.pool)
+            made = _Location(
+                server_id,
+                Pool(
+                    serve,
+                    (self._instance.get_ref(), code.repository_origin),
+                    self._workers,
+                    self._limits,
+                    ended=self._ended,
+                    wants_stop=self._wants_stop,
+                ),
+            )
+            self._locations[name] = made
+            for run_id in waiting:
+                made.pool.submit(run_id)
+            return made
+
+    def _wants_stop(self, run_id: str) -> bool:
+        run = self._instance.get_run_by_id(run_id)
+        return run is None or run.status in _STOPPING
+
+    def _ended(self, run_id: str, outcome: Finished | Died) -> None:
+        workspace = self._workspaces.pop(run_id, None)
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return
+        if isinstance(outcome, Died):
+            if run.status == DagsterRunStatus.CANCELING:
+                self._instance.report_run_canceled(run, f"Canceled: {outcome.reason}.")
+            else:
+                self._instance.report_run_failed(run, f"The run did not end: {outcome.reason}.")
+        elif outcome.value == NOT_HERE:
+            self._default.launch_run(LaunchRunContext(dagster_run=run, workspace=workspace))
+
+
+def _priority(run: DagsterRun) -> int:
+    try:
+        return int(run.tags.get(_PRIORITY_TAG, "0"))
+    except ValueError:
+        return 0

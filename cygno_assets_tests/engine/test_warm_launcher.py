@@ -1,0 +1,199 @@
+"""The warm launcher in a real daemon, asked through a real webserver."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from cygno_assets_tests.engine.system import System
+from cygno_assets_tests.wire import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One worker, so that each run is executed where the one before was."""
+    folder = tmp_path_factory.mktemp("engine")
+    with System(folder, {"memory_limit_mb": 700, "stop_grace_seconds": 2}) as system:
+        yield system
+
+
+def pid_of(system: System, run_id: str) -> int:
+    """The worker that executed a run, as its event log has it."""
+    for message in system.messages(run_id):
+        if match := re.fullmatch(r"Executed by a warm worker \(pid: (\d+)\)\.", message):
+            return int(match[1])
+    raise AssertionError(system.messages(run_id))
+
+
+def test_one_process_executes_run_after_run(system: System) -> None:
+    runs = [system.launch("quick_job") for _ in range(5)]
+    assert {system.ends(run) for run in runs} == {"SUCCESS"}
+    assert len({pid_of(system, run) for run in runs}) == 1
+
+
+def test_what_a_run_prints_can_be_read(system: System) -> None:
+    run = system.launch("prints_job")
+    assert system.ends(run) == "SUCCESS"
+    assert "said to the log" in system.messages(run)
+    events = system.ui.ask(
+        """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {
+        ... on LogsCapturedEvent { fileKey } } } } }""",
+        id=run,
+    )["logsForRun"]["events"]
+    [key] = [event["fileKey"] for event in events if event.get("fileKey")]
+    captured = system.ui.ask(
+        "query($key: [String!]!) { capturedLogs(logKey: $key) { stdout stderr } }",
+        key=[run, "compute_logs", key],
+    )["capturedLogs"]
+    assert "printed to stdout" in captured["stdout"]
+    assert "written to the descriptor" in captured["stdout"]
+    assert "printed to stderr" in captured["stderr"]
+
+
+def test_a_run_that_fails_fails_and_the_worker_goes_on(system: System) -> None:
+    failed = system.launch("fails_job")
+    assert system.ends(failed) == "FAILURE"
+    after = system.launch("quick_job")
+    assert system.ends(after) == "SUCCESS"
+    assert pid_of(system, after) == pid_of(system, failed)
+
+
+@pytest.mark.parametrize(
+    ("job", "why"),
+    [
+        ("exits_job", "its process exited with status 7"),
+        ("crashes_job", "its process was killed by SIGSEGV"),
+        ("uses_much_memory_job", "more than the 700 MB allowed"),
+    ],
+)
+def test_a_process_that_dies_fails_its_own_run_with_the_reason_and_is_replaced(
+    system: System, job: str, why: str
+) -> None:
+    before, dies, after = (system.launch(name) for name in ("quick_job", job, "quick_job"))
+    assert system.ends(dies) == "FAILURE"
+    assert any(why in message for message in system.messages(dies)), system.messages(dies)
+    assert system.ends(before) == system.ends(after) == "SUCCESS"
+    assert pid_of(system, after) != pid_of(system, dies)
+
+
+def test_a_run_whose_process_died_is_retried(system: System) -> None:
+    first = system.launch("exits_once_job")
+    assert system.ends(first) == "FAILURE"
+
+    def retried() -> list[str]:
+        answer = system.ui.ask(
+            """query($tags: [ExecutionTag!]) { runsOrError(filter: {tags: $tags}) {
+            ... on Runs { results { status } } } }""",
+            tags=[{"key": "dagster/parent_run_id", "value": first}],
+        )
+        return [run["status"] for run in answer["runsOrError"]["results"]]
+
+    wait_until("the retry succeeds", lambda: retried() == ["SUCCESS"], 90)
+
+
+@pytest.mark.parametrize("job", ["sleeps_job", "is_stuck_in_c_job"])
+def test_a_run_under_way_is_stopped_from_the_web_ui(system: System, job: str) -> None:
+    run = system.launch(job)
+    assert system.noted(run) == "started"
+    pid = pid_of(system, run)
+    system.terminate(run)
+    assert system.ends(run, 15) == "CANCELED"
+    after = system.launch("quick_job")
+    assert system.ends(after) == "SUCCESS"
+    # One that is stuck in C can only be killed.
+    assert (pid_of(system, after) != pid) == (job == "is_stuck_in_c_job")
+
+
+def test_a_run_that_waits_is_canceled(system: System) -> None:
+    first = system.launch("naps_job")
+    system.noted(first)
+    waiting = [system.launch("quick_job") for _ in range(6)]  # launcher's and Dagster's queue
+    wait_until("one is handed over", lambda: system.status(waiting[0]) == "STARTING")
+    system.terminate(waiting[-1])
+    # Of one that is handed over but not started, the UI offers this alone.
+    system.terminate(waiting[0], "MARK_AS_CANCELED_IMMEDIATELY")
+    assert system.ends(waiting[0]) == system.ends(waiting[-1]) == "CANCELED"
+    assert system.ends(first) == "SUCCESS"
+    assert {system.ends(run) for run in waiting[1:-1]} == {"SUCCESS"}
+
+
+def test_nothing_stays_of_a_run(system: System) -> None:
+    assert system.runs("leaves_traces_job") == "SUCCESS"
+    run = system.launch("looks_for_traces_job")
+    assert system.ends(run) == "SUCCESS"
+    pid, traces = system.noted(run).split(" ", 1)
+    assert traces == "none"
+    assert int(pid) == pid_of(system, run)
+
+
+def test_another_executor_is_served_by_dagsters_own_launcher(system: System) -> None:
+    run = system.launch("in_processes")
+    assert system.ends(run) == "SUCCESS"
+    assert int(system.noted(run).split()[0]) not in {p.pid for p in system.workers()}
+
+
+def test_after_a_reload_no_stale_code_runs(system: System) -> None:
+    before = system.launch("quick_job")
+    assert system.ends(before) == "SUCCESS"
+    assert system.noted(before).split()[1] == "first"
+    system.code.write_text("second")
+    system.reload()
+    runs = [system.launch("quick_job") for _ in range(3)]
+    assert {system.ends(run) for run in runs} == {"SUCCESS"}
+    assert {system.noted(run).split()[1] for run in runs} == {"second"}
+    wait_until("the old worker has ended", lambda: len(system.workers()) == 1)
+
+
+def test_a_worker_is_replaced_after_its_runs(tmp_path: Path) -> None:
+    with System(tmp_path, {"runs_per_worker": 2}) as system:
+        runs = [system.launch("quick_job") for _ in range(6)]
+        assert {system.ends(run) for run in runs} == {"SUCCESS"}
+        pids = [pid_of(system, run) for run in runs]
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2, 2]
+
+
+def test_a_daemon_that_is_stopped_lets_runs_finish(tmp_path: Path) -> None:
+    with System(tmp_path) as system:
+        run = system.launch("naps_job")
+        assert system.noted(run) == "started"
+        workers = system.workers()
+        system.daemon.stop(30)
+        assert system.status(run) == "SUCCESS"
+        assert system.noted(run) == "ended"
+        psutil.wait_procs(workers, 10)
+        assert not system.workers()
+
+
+def test_a_daemon_that_is_killed_takes_its_workers_along_and_the_runs_are_run_again(
+    tmp_path: Path,
+) -> None:
+    with System(tmp_path, more={"run_retries": {"enabled": True, "max_retries": 2}}) as system:
+        run = system.launch("sleeps_job")
+        waiting = system.launch("quick_job")
+        assert system.noted(run) == "started"
+        wait_until("the other is handed over", lambda: system.status(waiting) == "STARTING")
+        workers = system.workers()
+        assert workers
+        system.kill_daemon()
+        _, alive = psutil.wait_procs(workers, 10)
+        assert not alive
+        system.daemon = system.new_daemon().start()
+        assert system.ends(waiting, 90) == "SUCCESS"
+        assert system.ends(run, 90) == "FAILURE"
+
+        def again() -> list[str]:
+            answer = system.ui.ask(
+                """query($tags: [ExecutionTag!]) { runsOrError(filter: {tags: $tags}) {
+                ... on Runs { results { runId status } } } }""",
+                tags=[{"key": "dagster/parent_run_id", "value": run}],
+            )
+            return [one["status"] for one in answer["runsOrError"]["results"]]
+
+        wait_until("it runs again", lambda: again() == ["STARTED"], 60)
