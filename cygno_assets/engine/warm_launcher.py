@@ -20,6 +20,7 @@ from dagster._core.launcher import (
     RunLauncher,
     WorkerStatus,
 )
+from dagster._core.storage.tags import GRPC_INFO_TAG, PRIORITY_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from .pool import Died, Finished, Limits, Pool
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 _STOPPING = frozenset(
     {DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED, DagsterRunStatus.FAILURE}
 )
-_PRIORITY_TAG = "dagster/priority"
-_GRPC_TAG = "dagster/grpc_info"
-"""On runs that Dagster's default launcher has taken."""
 
 
 @dataclass
@@ -143,7 +141,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
-        if run.tags.get(_GRPC_TAG):
+        if _is_taken_by_default(run):
             return bool(self._default.terminate(run_id))
         self._instance.report_run_canceling(run)
         for pool in self._pools():
@@ -162,8 +160,9 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
             if pool.holds(run.run_id):
                 pid = pool.pid_of(run.run_id)
                 return CheckRunHealthResult(WorkerStatus.RUNNING, f"warm worker (pid: {pid})")
-        if run.tags.get(_GRPC_TAG):
-            return self._default.check_run_worker_health(run)
+        if _is_taken_by_default(run):
+            # It knows no more; a run's process that ends early is told of by its code server.
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "a process of Dagster's own launcher")
         return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "the process that executed it is gone")
 
     def dispose(self) -> None:
@@ -185,7 +184,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
             updated_before=datetime.fromtimestamp(psutil.Process().create_time(), UTC),
         )
         for run in self._instance.get_runs(left):
-            if run.tags.get(_GRPC_TAG):
+            if _is_taken_by_default(run):
                 continue  # not ours
             if run.status == DagsterRunStatus.CANCELING:
                 self._instance.report_run_canceled(run, "Canceled: its daemon was gone.")
@@ -255,8 +254,13 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
             self._default.launch_run(LaunchRunContext(dagster_run=run, workspace=workspace))
 
 
+def _is_taken_by_default(run: DagsterRun) -> bool:
+    """Whether Dagster's default launcher has it: it notes the code server in a tag."""
+    return GRPC_INFO_TAG in run.tags
+
+
 def _priority(run: DagsterRun) -> int:
     try:
-        return int(run.tags.get(_PRIORITY_TAG, "0"))
+        return int(run.tags.get(PRIORITY_TAG, "0"))
     except ValueError:
         return 0

@@ -83,9 +83,9 @@ def sleeps(context: OpExecutionContext) -> None:
 
 @op
 def naps(context: OpExecutionContext) -> None:
-    note(context, "started")
+    note(context, f"{os.getpid()} started")
     time.sleep(4)
-    note(context, "ended")
+    note(context, f"{os.getpid()} ended")
 
 
 @op
@@ -133,17 +133,12 @@ def looks_for_traces(context: OpExecutionContext) -> None:
     note(context, f"{os.getpid()} {' '.join(traces) or 'none'}")
 
 
-def job_of(the_op, **options):  # type: ignore[no-untyped-def]
-    @job(name=f"{the_op.name}_job", executor_def=in_process_executor, **options)
+def job_of(the_op, kind="job", executor=in_process_executor, **options):  # type: ignore[no-untyped-def]
+    @job(name=f"{the_op.name}_{kind}", executor_def=executor, **options)
     def made() -> None:
         the_op()
 
     return made
-
-
-@job(executor_def=multiprocess_executor)
-def in_processes() -> None:
-    quick()
 
 
 parts = DynamicPartitionsDefinition(name="part")
@@ -160,7 +155,7 @@ defs = Definitions(
         *(job_of(one) for one in (quick, prints, fails, exits, crashes, uses_much_memory, sleeps)),
         *(job_of(one) for one in (naps, is_stuck_in_c, leaves_traces, looks_for_traces)),
         job_of(exits_once, tags={"dagster/max_retries": "2"}),
-        in_processes,
+        *(job_of(one, "in_processes_job", multiprocess_executor) for one in (naps, sleeps)),
     ],
     executor=in_process_executor,
 )

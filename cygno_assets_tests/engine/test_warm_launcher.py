@@ -134,9 +134,16 @@ def test_nothing_stays_of_a_run(system: System) -> None:
 
 
 def test_another_executor_is_served_by_dagsters_own_launcher(system: System) -> None:
-    run = system.launch("in_processes")
-    assert system.ends(run) == "SUCCESS"
+    run = system.launch("naps_in_processes_job")  # for longer than between two health checks
+    assert system.ends(run) == "SUCCESS", system.messages(run)
     assert int(system.noted(run).split()[0]) not in {p.pid for p in system.workers()}
+
+
+def test_a_run_of_another_executor_is_stopped_from_the_web_ui(system: System) -> None:
+    run = system.launch("sleeps_in_processes_job")
+    system.noted(run)
+    system.terminate(run)
+    assert system.ends(run, 15) == "CANCELED"
 
 
 def test_after_a_reload_no_stale_code_runs(system: System) -> None:
@@ -162,11 +169,11 @@ def test_a_worker_is_replaced_after_its_runs(tmp_path: Path) -> None:
 def test_a_daemon_that_is_stopped_lets_runs_finish(tmp_path: Path) -> None:
     with System(tmp_path) as system:
         run = system.launch("naps_job")
-        assert system.noted(run) == "started"
+        assert system.noted(run).endswith(" started")
         workers = system.workers()
         system.daemon.stop(30)
         assert system.status(run) == "SUCCESS"
-        assert system.noted(run) == "ended"
+        assert system.noted(run).endswith(" ended")
         psutil.wait_procs(workers, 10)
         assert not system.workers()
 

@@ -1,0 +1,131 @@
+"""What the engine overrides of Dagster's inside is still there, and still means what it meant."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from dagster._cli import api
+from dagster._core.execution.compute_logs import redirect_to_file
+from dagster._core.launcher import DefaultRunLauncher, RunLauncher
+from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+from dagster._core.storage.event_log.sqlite.consolidated_sqlite_event_log import (
+    ConsolidatedSqliteEventLogStorage,
+)
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.runs.schema import RunStorageSqlMetadata
+from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
+from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
+from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
+from dagster._daemon import sensor
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.impl import core_execute_run
+from dagster._utils.interrupts import capture_interrupts
+
+from cygno_assets.engine import (
+    compute_logs,
+    daemon,
+    pooled_sqlite,
+    warm_launcher,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def changed(what: str, module: object) -> str:
+    """What a person reads who has raised Dagster's version."""
+    return (
+        f"Dagster's {what} has changed; look at {getattr(module, '__file__', module)} before you "
+        "raise the version in pyproject.toml"
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters", "module"),
+    [
+        (RunLauncher.launch_run, ["self", "context"], warm_launcher),
+        (RunLauncher.terminate, ["self", "run_id"], warm_launcher),
+        (RunLauncher.check_run_worker_health, ["self", "run"], warm_launcher),
+        (RunLauncher.dispose, ["self"], warm_launcher),
+        (DefaultRunLauncher.__init__, ["self", "inst_data"], warm_launcher),
+        (
+            core_execute_run,
+            ["recon_job", "dagster_run", "instance", "inject_env_vars", "resume_from_failure"],
+            warm_launcher,
+        ),
+        (DagsterGrpcClient.get_server_id, ["self", "timeout"], warm_launcher),
+        (capture_interrupts, [], warm_launcher),
+        (SqliteRunStorage.__init__, ["self", "conn_string", "inst_data"], pooled_sqlite),
+        (SqliteRunStorage.connect, ["self"], pooled_sqlite),
+        (SqliteScheduleStorage.__init__, ["self", "conn_string", "inst_data"], pooled_sqlite),
+        (SqliteScheduleStorage.connect, ["self"], pooled_sqlite),
+        (
+            ConsolidatedSqliteEventLogStorage.__init__,
+            ["self", "base_dir", "inst_data"],
+            pooled_sqlite,
+        ),
+        (ConsolidatedSqliteEventLogStorage._connect, ["self"], pooled_sqlite),
+        (ConsolidatedSqliteEventLogStorage._init_db, ["self"], pooled_sqlite),
+        (
+            ConsolidatedSqliteEventLogStorage.watch,
+            ["self", "run_id", "cursor", "callback"],
+            pooled_sqlite,
+        ),
+        (ConsolidatedSqliteEventLogStorage.on_modified, ["self"], pooled_sqlite),
+        (LocalComputeLogManager.capture_logs, ["self", "log_key"], compute_logs),
+        (redirect_to_file, ["stream", "filepath"], compute_logs),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", None),
+)
+def test_what_is_overridden_or_called_has_its_parameters(
+    function: Callable[..., Any], parameters: list[str], module: object
+) -> None:
+    assert list(inspect.signature(function).parameters) == parameters, changed(
+        function.__qualname__, module
+    )
+
+
+@pytest.mark.parametrize("method", ["run_connection", "index_connection"])
+def test_all_events_go_through_the_connection_that_is_overridden(method: str) -> None:
+    function = getattr(ConsolidatedSqliteEventLogStorage, method)
+    assert "_connect" in function.__code__.co_names, changed(method, pooled_sqlite)
+
+
+def test_the_watcher_keeps_what_is_used_of_it() -> None:
+    names = ConsolidatedSqliteEventLogStorage.__init__.__code__.co_names
+    assert {"_watchers", "_obs"} <= set(names), changed("event log's watcher", pooled_sqlite)
+
+
+def test_tables_of_one_name_in_one_database_are_one_table() -> None:
+    columns: dict[str, set[str]] = {}
+    for metadata in (
+        RunStorageSqlMetadata,
+        SqlEventLogStorageMetadata,
+        ScheduleStorageSqlMetadata,
+    ):
+        for table in metadata.sorted_tables:
+            found = {column.name for column in table.columns}
+            assert columns.setdefault(table.name, found) == found, changed(
+                f"table {table.name}", pooled_sqlite
+            )
+
+
+def test_the_sensor_loop_still_takes_its_interval_from_there() -> None:
+    assert sensor.MIN_INTERVAL_LOOP_TIME == 5, changed("sensor loop", daemon)
+    names = sensor.execute_sensor_iteration_loop.__code__.co_names
+    assert "MIN_INTERVAL_LOOP_TIME" in names, changed("sensor loop", daemon)
+    try:
+        daemon.shorten_sensor_loop()
+        assert sensor.MIN_INTERVAL_LOOP_TIME == daemon.SENSOR_LOOP_S == 1
+    finally:
+        sensor.MIN_INTERVAL_LOOP_TIME = 5
+
+
+def test_a_run_is_executed_as_dagsters_own_process_does() -> None:
+    """What worker.py does is what `dagster api execute_run` does, but for its threads."""
+    names = set(api._execute_run_command_body.__code__.co_names)
+    assert {"core_execute_run", "recon_job_from_origin", "get_run_by_id"} <= names, changed(
+        "execute_run", warm_launcher
+    )

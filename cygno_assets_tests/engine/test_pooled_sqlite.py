@@ -1,0 +1,123 @@
+"""The pooled storage: many processes, an empty folder, and who is told of an event."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from dagster import AssetMaterialization, DagsterInstance
+from dagster._core.test_utils import create_run_for_test
+
+from cygno_assets_tests.wire import wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPENS = """
+import sys
+from dagster import DagsterInstance, AssetMaterialization
+with DagsterInstance.get() as instance:
+    instance.get_runs_count()
+    instance.all_instigator_state()
+    instance.add_dynamic_partitions("part", [sys.argv[1]])
+    for n in range(20):
+        instance.report_runless_asset_event(AssetMaterialization(f"asset_{sys.argv[1]}"))
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A DAGSTER_HOME without a database."""
+    home = tmp_path / "home"
+    home.mkdir()
+    config = {
+        "storage": {
+            "custom": {
+                "module": "cygno_assets.engine.pooled_sqlite",
+                "class": "PooledSqliteStorage",
+                "config": {"base_dir": str(tmp_path / "state")},
+            }
+        },
+        "telemetry": {"enabled": False},
+    }
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config))
+    return home
+
+
+@pytest.fixture
+def instance(home: Path, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    return DagsterInstance.get()
+
+
+def test_many_processes_open_an_empty_folder_at_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    processes = [
+        subprocess.Popen([sys.executable, "-c", OPENS, str(n)], stderr=subprocess.PIPE)
+        for n in range(6)
+    ]
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said.decode()
+    with DagsterInstance.get() as instance:
+        assert set(instance.get_dynamic_partitions("part")) == set("012345")
+        assert len(instance.all_asset_keys()) == 6
+        for key in instance.all_asset_keys():
+            assert len(instance.fetch_materializations(key, limit=100).records) == 20
+
+
+def test_another_process_is_told_of_an_event_within_a_second(
+    home: Path, instance: DagsterInstance
+) -> None:
+    run = create_run_for_test(instance)
+    told: list[tuple[float, str]] = []
+    came = threading.Event()
+
+    def callback(event: object, cursor: str) -> None:
+        told.append((time.time(), cursor))
+        came.set()
+
+    instance.watch_event_logs(run.run_id, None, callback)
+    try:
+        code = (
+            "import sys, time; from dagster import DagsterInstance\n"
+            "with DagsterInstance.get() as i:\n"
+            "    for _ in range(3):\n"
+            "        i.report_engine_event('hello', i.get_run_by_id(sys.argv[1]))\n"
+            "        print(time.time(), flush=True); time.sleep(0.5)\n"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", code, run.run_id], capture_output=True, text=True, check=True
+        ).stdout
+        wait_until("three events", lambda: len(told) == 3, 10)
+    finally:
+        instance.end_watch_event_logs(run.run_id, callback)
+        instance.dispose()
+    for (heard, _), stored in zip(told, map(float, said.split()), strict=True):
+        assert heard - stored < 1  # what a person sees as at once
+    assert len({cursor for _, cursor in told}) == 3
+
+
+def test_everything_is_in_one_database(home: Path, instance: DagsterInstance) -> None:
+    create_run_for_test(instance)
+    instance.report_runless_asset_event(AssetMaterialization("asset"))
+    instance.add_dynamic_partitions("part", ["a"])
+    instance.dispose()
+    state = home.parent / "state"
+    assert {path.name for path in state.glob("*.db")} == {"dagster.db"}
+
+
+def test_a_folder_must_be_named_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    config = yaml.safe_load((home / "dagster.yaml").read_text())
+    config["storage"]["custom"]["config"]["base_dir_from"] = "os:getcwd"
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="give either base_dir or base_dir_from"):
+        DagsterInstance.get().get_runs_count()
