@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
-from cygno_assets.services.process import Service
+from cygno_assets.services.process import Service, free_port
 from cygno_assets.services.stack import Stack, running_daq_servers, running_stack
 from cygno_assets.settings import CHECKOUT
 
@@ -194,6 +194,7 @@ def running_live(
                     "daq_timezone": "UTC",
                     "download_ca_file": daq.bucket.ca_file,
                     "training_archive": NO_TRAINING_SET,
+                    "webserver_port": free_port(),  # 3000 is for people
                     **overrides,
                 }
                 with running_stack(

@@ -81,6 +81,9 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         insecure=settings.download_insecure,
     )
 
+    seen: dict[str, tuple[StoredMessage, Announcement] | None] = {}
+    """What the run under way has read for its first asset, by its id."""
+
     def announced(inbox: Inbox, event_id: str) -> "tuple[StoredMessage, Announcement] | None":
         message = inbox.newest_announcement(event_id)
         if message is None:
@@ -93,6 +96,8 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         inbox: Inbox, event_id: str, context: AssetExecutionContext
     ) -> "tuple[StoredMessage, Announcement] | None":
         """For metadata only: an image that is stored needs no inbox."""
+        if context.run.run_id in seen:
+            return seen[context.run.run_id]
         try:
             return announced(inbox, event_id)
         except (InboxUnavailableError, SettingsError, NotAnEventError) as error:
@@ -165,6 +170,8 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
                 # Kept before anything is done with them: the URL dies after an hour.
                 raw_image_io_manager.keep(RAW_IMAGE, event_id, data)
                 downloaded["downloaded"] = MetadataValue.timestamp(datetime.now(UTC))
+            seen.clear()
+            seen[context.run.run_id] = found
             image = decode(data)
         except (NotAnEventError, FinalDownloadError, ImageError) as error:
             raise Failure(f"{event_id}: {error}", allow_retries=False) from None

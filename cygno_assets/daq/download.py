@@ -12,6 +12,7 @@ import re
 import ssl
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -93,43 +94,50 @@ def download_image(announcement: Announcement, limits: DownloadLimits) -> bytes:
 
     # What a message says starts with the file's name, so that it can be told which event it is.
     what = f"{announcement.filename} from {announcement.source}"
-    with _session() as session:
-        try:
-            with session.get(
-                announcement.url,
-                stream=True,
-                allow_redirects=False,
-                timeout=(_CONNECT_TIMEOUT_S, limits.timeout_s),
-                # On each request, for REQUESTS_CA_BUNDLE in the environment silently
-                # overrides what is set on a session.
-                verify=_verify(limits),
-            ) as response:
-                _check_status(response, what)
-                data = _read_body(response, limits.max_bytes, what)
-        except requests.exceptions.SSLError as error:
-            if not _is_about_certificates(error):  # hung up in the handshake, say
-                raise RetriableDownloadError(f"{what}: {_kind(error)}") from None
-            raise FinalDownloadError(
-                f"{what}: the server's certificate is not trusted ({_kind(error)}); set "
-                "CYGNO_DOWNLOAD_CA_FILE to its authority's PEM file"
-            ) from None
-        except (
-            requests.exceptions.InvalidURL,
-            requests.exceptions.InvalidSchema,
-            requests.exceptions.MissingSchema,
-        ) as error:
-            raise FinalDownloadError(f"{what}: the URL cannot be used ({_kind(error)})") from None
-        # The exceptions of requests and urllib3 quote the URL with its signature: `from None`.
-        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+    try:
+        with _session().get(
+            announcement.url,
+            stream=True,
+            allow_redirects=False,
+            timeout=(_CONNECT_TIMEOUT_S, limits.timeout_s),
+            # On each request, for REQUESTS_CA_BUNDLE in the environment silently
+            # overrides what is set on a session.
+            verify=_verify(limits),
+        ) as response:
+            _check_status(response, what)
+            data = _read_body(response, limits.max_bytes, what)
+    except requests.exceptions.SSLError as error:
+        if not _is_about_certificates(error):  # hung up in the handshake, say
             raise RetriableDownloadError(f"{what}: {_kind(error)}") from None
-        # requests' word for an authority's file that is gone; all else it raises is above.
-        except OSError as error:
-            raise FinalDownloadError(f"{what}: {error}") from None
+        raise FinalDownloadError(
+            f"{what}: the server's certificate is not trusted ({_kind(error)}); set "
+            "CYGNO_DOWNLOAD_CA_FILE to its authority's PEM file"
+        ) from None
+    except (
+        requests.exceptions.InvalidURL,
+        requests.exceptions.InvalidSchema,
+        requests.exceptions.MissingSchema,
+    ) as error:
+        raise FinalDownloadError(f"{what}: the URL cannot be used ({_kind(error)})") from None
+    # The exceptions of requests and urllib3 quote the URL with its signature: `from None`.
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise RetriableDownloadError(f"{what}: {_kind(error)}") from None
+    # requests' word for an authority's file that is gone; all else it raises is above.
+    except OSError as error:
+        raise FinalDownloadError(f"{what}: {error}") from None
     check_md5(data, announcement)
     return data
 
 
+@cache
 def _session() -> requests.Session:
+    """This process's session: its connections are kept, for a handshake costs as much as an image.
+
+    Nothing else of it outlasts a request: no cookie, no password, and a connection that the
+    server has closed meanwhile is opened again.
+    """
+    from http.cookiejar import DefaultCookiePolicy
+
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
@@ -147,6 +155,7 @@ def _session() -> requests.Session:
     )
     session = requests.Session()
     session.trust_env = False  # no proxy and no .netrc password for an address from a message
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(max_retries=retries))
     return session

@@ -11,13 +11,18 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as db
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.storage.base_storage import DagsterStorage
-from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+from dagster._core.storage.event_log.schema import (
+    SqlEventLogStorageMetadata,
+    SqlEventLogStorageTable,
+)
 from dagster._core.storage.event_log.sqlite import consolidated_sqlite_event_log
 from dagster._core.storage.event_log.sqlite.consolidated_sqlite_event_log import (
     ConsolidatedSqliteEventLogStorage,
@@ -38,9 +43,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from dagster import EventLogEntry
     from sqlalchemy.engine import Connection, Engine
 
 _NAME = "dagster"
+_KEPT = 1000
+"""Answers remembered of a kind, at the most."""
+_INSERT_EVENT = SqlEventLogStorageTable.insert()
 _engines: dict[tuple[int, str], Engine] = {}
 _engines_lock = threading.Lock()
 
@@ -103,6 +112,29 @@ def create_if_missing(folder: Path) -> None:
             connection.commit()
 
 
+_open = threading.local()
+"""The transaction that this thread is in, by folder."""
+
+
+@contextmanager
+def transaction(folder: Path) -> Iterator[Connection]:
+    """A transaction on a connection that is kept; within another of the same thread, a part of it.
+
+    Dagster opens one for each statement: here what belongs together can be stored together.
+    """
+    mine: dict[str, Connection] = _open.__dict__
+    key = str(folder)
+    if key in mine:
+        yield mine[key]
+        return
+    with engine_of(folder).begin() as connection:
+        mine[key] = connection
+        try:
+            yield connection
+        finally:
+            del mine[key]
+
+
 class _Pooled:
     """What the three storages have in common."""
 
@@ -110,31 +142,77 @@ class _Pooled:
 
     @contextmanager
     def connect(self) -> Iterator[Connection]:
-        """A transaction on a connection that is kept."""
-        with engine_of(self._folder).begin() as connection:
+        """A transaction."""
+        with transaction(self._folder) as connection:
             yield connection
+
+    def has_built_index(self, migration_name: str) -> bool:
+        """As Dagster's, asked of the database until it is true, and then no more."""
+        if migration_name not in self._built:
+            # Of the class beside this one.
+            if not super().has_built_index(migration_name):  # type: ignore[misc]
+                return False
+            self._built.add(migration_name)
+        return True
 
     @cached_property
     def _built(self) -> set[str]:
         return set()
 
+    @cached_property
+    def _columns(self) -> Mapping[str, frozenset[str]]:
+        """Of each table, looked up once: only `dagster instance migrate` changes them."""
+        with self.connect() as connection:
+            inspector = db.inspect(connection)
+            return {
+                table: frozenset(column["name"] for column in inspector.get_columns(table))
+                for table in inspector.get_table_names()
+            }
+
 
 class PooledRunStorage(_Pooled, SqliteRunStorage):
     """Runs, their tags, backfills, and what daemons say of themselves."""
+
+    def _get_snapshot(self, snapshot_id: str) -> Any:
+        """As Dagster's, from memory: an id is a digest of what it stands for."""
+        if snapshot_id not in self._snapshots:
+            if (found := super()._get_snapshot(snapshot_id)) is None:
+                return None
+            if len(self._snapshots) >= _KEPT:
+                self._snapshots.clear()
+            self._snapshots[snapshot_id] = found
+        return self._snapshots[snapshot_id]
+
+    def has_job_snapshot(self, job_snapshot_id: str) -> bool:
+        """As Dagster's, from memory."""
+        return self._get_snapshot(job_snapshot_id) is not None
+
+    def has_run_stats_index_cols(self) -> bool:
+        """As Dagster's, from memory, like the others of its kind."""
+        return {"start_time", "end_time"} <= self._columns["runs"]
+
+    def has_backfill_id_column(self) -> bool:
+        """See above."""
+        return "backfill_id" in self._columns["runs"]
+
+    def has_bulk_actions_selector_cols(self) -> bool:
+        """See above."""
+        return "selector_id" in self._columns["bulk_actions"]
+
+    def has_bulk_action_job_name_column(self) -> bool:
+        """See above."""
+        return "job_name" in self._columns["bulk_actions"]
+
+    def has_backfill_tags_table(self) -> bool:
+        """See above."""
+        return "backfill_tags" in self._columns
 
     def __init__(self, base_dir: str) -> None:
         from pathlib import Path
 
         self._folder = Path(base_dir)
+        self._snapshots: dict[str, Any] = {}
         super().__init__(create_db_conn_string(base_dir, _NAME))
-
-    def has_built_index(self, migration_name: str) -> bool:
-        """Asked of the database until it is true, and then no more."""
-        if migration_name not in self._built:
-            if not super().has_built_index(migration_name):
-                return False
-            self._built.add(migration_name)
-        return True
 
 
 class PooledScheduleStorage(_Pooled, SqliteScheduleStorage):
@@ -146,25 +224,13 @@ class PooledScheduleStorage(_Pooled, SqliteScheduleStorage):
         self._folder = Path(base_dir)
         super().__init__(create_db_conn_string(base_dir, _NAME))
 
-    def has_built_index(self, migration_name: str) -> bool:
-        """Asked of the database until it is true, and then no more."""
-        if migration_name not in self._built:
-            if not super().has_built_index(migration_name):
-                return False
-            self._built.add(migration_name)
-        return True
-
-    @cached_property
-    def _tables(self) -> frozenset[str]:
-        return frozenset(db.inspect(engine_of(self._folder)).get_table_names())
-
     def has_instigators_table(self) -> bool:
-        """Yes, once the database is made."""
-        return "instigators" in self._tables
+        """As Dagster's, from memory."""
+        return "instigators" in self._columns
 
     def has_secondary_index_table(self) -> bool:
-        """Yes, once the database is made."""
-        return "secondary_indexes" in self._tables
+        """As Dagster's, from memory."""
+        return "secondary_indexes" in self._columns
 
 
 class PooledEventLogStorage(_Pooled, ConsolidatedSqliteEventLogStorage):
@@ -174,6 +240,7 @@ class PooledEventLogStorage(_Pooled, ConsolidatedSqliteEventLogStorage):
         from pathlib import Path
 
         self._folder = Path(base_dir)
+        self._partitions: dict[tuple[str, str], float] = {}
         super().__init__(base_dir)
         self._conn_string = create_db_conn_string(base_dir, _NAME)
 
@@ -185,9 +252,41 @@ class PooledEventLogStorage(_Pooled, ConsolidatedSqliteEventLogStorage):
         with self.connect() as connection:
             yield connection
 
+    def store_event(self, event: EventLogEntry) -> None:
+        """As Dagster's, in one transaction, by a statement that is not made anew each time."""
+        kind = event.dagster_event_type if event.is_dagster_event else None
+        with self.connect() as connection:
+            result = connection.execute(_INSERT_EVENT, self._event_to_row(event))
+            [event_id] = result.inserted_primary_key or [None]
+            if kind in ASSET_EVENTS and event.get_dagster_event().asset_key:
+                self._store_asset_event_tags(connection, [event], [event_id])
+                self._store_asset_event(connection, event, event_id)
+            if kind in ASSET_CHECK_EVENTS:
+                self.store_asset_check_event(event, event_id)
+
     def has_table(self, table_name: str) -> bool:
-        """Whether the database has a table of this name."""
-        return bool(db.inspect(engine_of(self._folder)).has_table(table_name))
+        """As Dagster's, from memory."""
+        return table_name in self._columns
+
+    def has_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> bool:
+        """As Dagster's; a yes is remembered for a second, for a run asks ten times."""
+        asked, now = (partitions_def_name, partition_key), time.monotonic()
+        if now < self._partitions.get(asked, 0.0):
+            return True
+        if not super().has_dynamic_partition(partitions_def_name, partition_key):
+            return False
+        if len(self._partitions) >= _KEPT:
+            self._partitions.clear()
+        self._partitions[asked] = now + 1.0
+        return True
+
+    def delete_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> None:
+        """As Dagster's."""
+        super().delete_dynamic_partition(partitions_def_name, partition_key)
+        self._partitions.pop((partitions_def_name, partition_key), None)
+
+    def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:  # noqa: ARG002 – Dagster's signature
+        return column_name in self._columns["asset_keys"]
 
     def get_db_path(self) -> str:
         """The database's file."""

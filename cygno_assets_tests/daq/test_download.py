@@ -57,6 +57,8 @@ class Origin:
     address: str
     answers: list[Answer] = field(default_factory=list)  # the last one for ever
     requests: list[str] = field(default_factory=list)
+    connections: list[socket.socket] = field(default_factory=list)
+    cookies: list[str | None] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
     def announced(self, *answers: Answer, data: bytes = IMAGE) -> Announcement:
@@ -65,17 +67,23 @@ class Origin:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         self.requests.append(request.path)
+        self.cookies.append(request.headers["Cookie"])
+        if request.connection not in self.connections:
+            self.connections.append(request.connection)
         self.answers[min(len(self.requests), len(self.answers)) - 1](request)
 
 
 @contextlib.contextmanager
-def serving(tls: SSLContext | None = None) -> Iterator[Origin]:
+def serving(tls: SSLContext | None = None, *, keep_alive: bool = False) -> Iterator[Origin]:
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1" if keep_alive else "HTTP/1.0"
+
         def do_GET(self) -> None:
             # Who hangs up in the middle of an answer is the client; it has its reasons.
             with contextlib.suppress(ConnectionError):
                 origin.answer(self)
-            self.close_connection = True
+            if not keep_alive:
+                self.close_connection = True
 
         def log_message(self, *_: object) -> None: ...
 
@@ -148,6 +156,34 @@ def failure(
     assert "X-Amz-Signature" not in "\n".join(shown)
     assert announced.filename in str(caught.value)
     return str(caught.value)
+
+
+# --- from one image to the next
+
+
+def test_a_connection_is_kept_and_nothing_else() -> None:
+    with serving(keep_alive=True) as origin:
+        announced = origin.announced(answer(IMAGE, Set_Cookie="who=me; Path=/"))
+        assert [download_image(announced, LIMITS) for _ in range(3)] == [IMAGE] * 3
+        assert len(origin.connections) == 1
+        assert origin.cookies == [None] * 3
+
+
+def test_a_kept_connection_that_the_server_has_closed_is_opened_again() -> None:
+    with serving(keep_alive=True) as origin:
+        announced = origin.announced(answer(IMAGE))
+        assert download_image(announced, LIMITS) == IMAGE
+        origin.connections[0].shutdown(socket.SHUT_RDWR)
+        assert download_image(announced, LIMITS) == IMAGE
+        assert len(origin.connections) == 2
+
+
+def test_after_an_answer_that_broke_off_the_next_image_is_whole() -> None:
+    with serving(keep_alive=True) as origin:
+        announced = origin.announced(answer(IMAGE, status=403), answer(IMAGE))
+        with pytest.raises(FinalDownloadError):
+            download_image(announced, LIMITS)
+        assert download_image(announced, LIMITS) == IMAGE
 
 
 # --- what a server may answer

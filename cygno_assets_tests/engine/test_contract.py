@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,11 +11,13 @@ from dagster._cli import api
 from dagster._core.execution.compute_logs import redirect_to_file
 from dagster._core.launcher import DefaultRunLauncher, RunLauncher
 from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite.consolidated_sqlite_event_log import (
     ConsolidatedSqliteEventLogStorage,
 )
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.runs.schema import RunStorageSqlMetadata
+from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
@@ -74,6 +77,18 @@ def changed(what: str, module: object) -> str:
             pooled_sqlite,
         ),
         (ConsolidatedSqliteEventLogStorage.on_modified, ["self"], pooled_sqlite),
+        (SqlEventLogStorage.store_event, ["self", "event"], pooled_sqlite),
+        (
+            SqlEventLogStorage._has_asset_key_col_on_connection,
+            ["self", "conn", "column_name"],
+            pooled_sqlite,
+        ),
+        (
+            SqlEventLogStorage.has_dynamic_partition,
+            ["self", "partitions_def_name", "partition_key"],
+            pooled_sqlite,
+        ),
+        (SqlRunStorage._get_snapshot, ["self", "snapshot_id"], pooled_sqlite),
         (LocalComputeLogManager.capture_logs, ["self", "log_key"], compute_logs),
         (redirect_to_file, ["stream", "filepath"], compute_logs),
     ],
@@ -91,6 +106,31 @@ def test_what_is_overridden_or_called_has_its_parameters(
 def test_all_events_go_through_the_connection_that_is_overridden(method: str) -> None:
     function = getattr(ConsolidatedSqliteEventLogStorage, method)
     assert "_connect" in function.__code__.co_names, changed(method, pooled_sqlite)
+
+
+def test_an_event_is_stored_in_the_steps_that_are_done_here() -> None:
+    steps = {name for name in SqlEventLogStorage.store_event.__code__.co_names if "store" in name}
+    assert steps == {"_store_asset_event_tags", "_store_asset_event", "store_asset_check_event"}, (
+        changed("store_event", pooled_sqlite)
+    )
+    assert "store_event" not in vars(ConsolidatedSqliteEventLogStorage), changed(
+        "store_event", pooled_sqlite
+    )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [name for name in vars(SqlRunStorage) if re.fullmatch(r"has_\w+_(cols|column|table)", name)],
+)
+def test_what_the_tables_have_is_asked_by_questions_that_are_answered_here(method: str) -> None:
+    assert method in vars(pooled_sqlite.PooledRunStorage), changed(method, pooled_sqlite)
+
+
+def test_snapshots_are_read_where_they_are_remembered() -> None:
+    for method in (SqlRunStorage.get_job_snapshot, SqlRunStorage.get_execution_plan_snapshot):
+        assert "_get_snapshot" in method.__code__.co_names, changed(
+            method.__qualname__, pooled_sqlite
+        )
 
 
 def test_the_watcher_keeps_what_is_used_of_it() -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from dagster import AssetMaterialization, DagsterInstance
+from dagster import AssetKey, AssetMaterialization, DagsterInstance
 from dagster._core.test_utils import create_run_for_test
 
+from cygno_assets.engine.pooled_sqlite import PooledEventLogStorage
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
@@ -112,6 +113,43 @@ def test_everything_is_in_one_database(home: Path, instance: DagsterInstance) ->
     instance.dispose()
     state = home.parent / "state"
     assert {path.name for path in state.glob("*.db")} == {"dagster.db"}
+
+
+def test_an_event_is_stored_whole_or_not_at_all(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise OSError("as if the disk were full")
+
+    key = AssetKey("asset")
+    instance.report_runless_asset_event(AssetMaterialization(key))
+    with monkeypatch.context() as patch:
+        patch.setattr(PooledEventLogStorage, "_store_asset_event", breaks)
+        with pytest.raises(OSError, match="disk"):
+            instance.report_runless_asset_event(AssetMaterialization(key))
+    assert len(instance.fetch_materializations(key, limit=10).records) == 1
+    instance.report_runless_asset_event(AssetMaterialization(key))
+    assert len(instance.fetch_materializations(key, limit=10).records) == 2
+
+
+def test_a_partition_is_known_as_soon_as_it_is_added_and_forgotten_when_it_is_deleted(
+    instance: DagsterInstance,
+) -> None:
+    assert not instance.has_dynamic_partition("part", "a")
+    instance.add_dynamic_partitions("part", ["a"])
+    assert instance.has_dynamic_partition("part", "a")
+    instance.delete_dynamic_partition("part", "a")
+    assert not instance.has_dynamic_partition("part", "a")
+
+
+def test_a_partition_that_another_process_deletes_is_remembered_for_a_second(
+    home: Path, instance: DagsterInstance
+) -> None:
+    instance.add_dynamic_partitions("part", ["a"])
+    assert instance.has_dynamic_partition("part", "a")
+    with DagsterInstance.from_config(str(home)) as another:
+        another.delete_dynamic_partition("part", "a")
+    wait_until("forgotten", lambda: not instance.has_dynamic_partition("part", "a"), 5)
 
 
 def test_a_folder_must_be_named_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
