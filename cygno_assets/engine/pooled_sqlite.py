@@ -52,6 +52,8 @@ _KEPT = 1000
 _INSERT_EVENT = SqlEventLogStorageTable.insert()
 _engines: dict[tuple[int, str], Engine] = {}
 _engines_lock = threading.Lock()
+_made: set[Path] = set()
+"""Databases that this process has found whole."""
 
 
 def engine_of(folder: Path) -> Engine:
@@ -84,12 +86,16 @@ def _prepare(connection: Any, _: object) -> None:
 
 def create_if_missing(folder: Path) -> None:
     """Makes the database, by one process at a time: several at once could spoil it."""
+    path = folder / f"{_NAME}.db"
+    if path in _made and path.exists():
+        return  # asked for each tick of a sensor, and Alembic takes its time
     with (folder / f"{_NAME}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         engine = engine_of(folder)
         config = get_alembic_config(consolidated_sqlite_event_log.__file__)
         with engine.connect() as connection:
             if check_alembic_revision(config, connection)[0]:
+                _made.add(path)
                 return
         for metadata in (
             RunStorageSqlMetadata,
@@ -110,6 +116,7 @@ def create_if_missing(folder: Path) -> None:
         with engine.connect() as connection:
             stamp_alembic_rev(config, connection)
             connection.commit()
+    _made.add(path)
 
 
 _open = threading.local()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
@@ -37,12 +38,18 @@ _STOPPING = frozenset(
 )
 
 
+_FRESH_S = 0.5
+"""How long the code server's word is taken. Less than the queue's interval, so between a reload
+and the launch of a run that was queued after it, it is always asked again."""
+
+
 @dataclass
 class _Location:
-    """The pool of a code location, for one state of its code."""
+    """The pool of a code location, for one state of its code, and when the server said that."""
 
     server_id: str
     pool: Pool
+    asked: float
 
 
 class WarmRunLauncher(RunLauncher, ConfigurableClass):
@@ -209,11 +216,16 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
         location = workspace.get_code_location(name)
         if not isinstance(location, GrpcServerCodeLocation):
             return None
-        # Asked each time: a run must not meet code from before a reload.
+        with self._lock:
+            known = self._locations.get(name)
+            if known is not None and time.monotonic() < known.asked + _FRESH_S:
+                return known
+        asked = time.monotonic()
         server_id = location.client.get_server_id()
         with self._lock:
             known = self._locations.get(name)
             if known is not None and known.server_id == server_id:
+                known.asked = asked
                 return known
             waiting: list[str] = []
             if known is not None:
@@ -230,6 +242,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
                     ended=self._ended,
                     wants_stop=self._wants_stop,
                 ),
+                asked,
             )
             self._locations[name] = made
             for run_id in waiting:
