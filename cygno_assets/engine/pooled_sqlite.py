@@ -119,27 +119,31 @@ def create_if_missing(folder: Path) -> None:
     _made.add(path)
 
 
-_open = threading.local()
-"""The transaction that this thread is in, by folder."""
+_mine = threading.local()
+"""Holds this thread's connection to each folder's database."""
 
 
 @contextmanager
 def transaction(folder: Path) -> Iterator[Connection]:
-    """A transaction on a connection that is kept; within another of the same thread, a part of it.
+    """A transaction on this thread's connection; within another one, a part of it.
 
     Dagster opens one for each statement: here what belongs together can be stored together.
     """
-    mine: dict[str, Connection] = _open.__dict__
-    key = str(folder)
-    if key in mine:
-        yield mine[key]
+    connections: dict[tuple[int, str], Connection] = vars(_mine).setdefault("connections", {})
+    key = (os.getpid(), str(folder))
+    connection = connections.get(key)
+    if connection is None:
+        connection = connections[key] = engine_of(folder).connect()
+    if connection.in_transaction():
+        yield connection
         return
-    with engine_of(folder).begin() as connection:
-        mine[key] = connection
-        try:
+    try:
+        with connection.begin():
             yield connection
-        finally:
-            del mine[key]
+    except BaseException:
+        # Whatever it was, a connection that might be broken is not kept.
+        connections.pop(key).close()
+        raise
 
 
 class _Pooled:
