@@ -34,7 +34,7 @@ def measure(live: Live, rate: float, events: int, seed: int) -> dict[str, Any]:
     live.announce(events, seed, "--rate", str(rate))
     live.wait_for(before + events, 60 + 5 * events)
     acquired, tensors = live.announced(seed), live.tensors()
-    _, messages = Inbox(live.stack.settings.resolve_inbox_url()).read_after(0, limit=10**6)
+    _, messages = Inbox(live.stack.settings.resolve_inbox_url).read_after(0, limit=10**6)
     recorded = {
         str(message.event_id): message.received.timestamp()
         for message in messages
