@@ -6,8 +6,8 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +52,16 @@ class Live:
         daq: the servers.
         instance: Dagster's, in this process.
         home: folder of it all.
+        seen: storage id of the last materialization that was read.
+        made: when each tensor of this session was materialized, as far as it was read.
     """
 
     stack: Stack
     daq: DaqServers
     instance: DagsterInstance
     home: Path
+    seen: int
+    made: dict[str, float] = field(default_factory=dict)
 
     def announce(self, events: int, seed: int, *options: str) -> None:
         """Has the DAQ announce so many events; returns when it has."""
@@ -100,36 +104,31 @@ class Live:
         }
 
     def tensors(self) -> dict[str, float]:
-        """When each event's tensor was materialized, by event."""
+        """When each event's tensor was materialized in this session, by event."""
         from dagster import AssetRecordsFilter
 
         from cygno_assets.assets.live import PREPROCESSED_TENSOR
 
-        made: dict[str, float] = {}
-        cursor = None
-        while True:
+        while True:  # only what is new is asked for, for the asking is measured with the rest
             page = self.instance.fetch_materializations(
-                AssetRecordsFilter(asset_key=PREPROCESSED_TENSOR), limit=1000, cursor=cursor
+                AssetRecordsFilter(asset_key=PREPROCESSED_TENSOR, after_storage_id=self.seen),
+                limit=1000,
+                ascending=True,
             )
+            if not page.records:
+                return self.made
             for record in page.records:
-                made.setdefault(str(record.partition_key), record.timestamp)
-            if not page.has_more:
-                return made
-            cursor = page.cursor
+                self.made.setdefault(str(record.partition_key), record.timestamp)
+            self.seen = page.records[-1].storage_id
 
     def wait_for(self, events: int, timeout_s: float) -> None:
-        """Waits until so many events have a tensor.
+        """Waits until so many events have a tensor, counted from the start of this session.
 
         Raises:
             TimeoutError: they have not in time.
         """
-        from cygno_assets.assets.live import PREPROCESSED_TENSOR
-
         deadline = time.monotonic() + timeout_s
-        # Cheap to ask, for the asking is measured with the rest.
-        while (
-            done := len(self.instance.get_materialized_partitions(PREPROCESSED_TENSOR))
-        ) < events:
+        while (done := len(self.tensors())) < events:
             self.stack.check_alive()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{done} of {events} events after {timeout_s:g} s")
@@ -177,35 +176,59 @@ def _with_children(pid: int, own_children: int = 0) -> tuple[float, float]:
 
 @contextmanager
 def running_live(
-    *, stock: bool = False, definitions: str = "cygno_assets.definitions", **overrides: Any
+    *,
+    stock: bool = False,
+    definitions: str = "cygno_assets.definitions",
+    home: Path | None = None,
+    **overrides: Any,
 ) -> Iterator[Live]:
-    """The whole live side in a folder of its own; the training set stays out of it."""
-    from dagster import DagsterInstance
+    """The whole live side; the training set stays out of it.
+
+    Args:
+        stock: without the engine.
+        definitions: module that holds them.
+        home: a home that stays; None: a new one that is deleted in the end.
+        overrides: settings by field name.
+    """
+    from dagster import AssetRecordsFilter, DagsterInstance
+
+    from cygno_assets.assets.live import PREPROCESSED_TENSOR
 
     before = {name: os.environ.get(name) for name in ("DAGSTER_HOME", "CYGNO_HOME")}
-    with tempfile.TemporaryDirectory(prefix="cygno-benchmark-", ignore_cleanup_errors=True) as name:
-        home = Path(name)
+    with ExitStack() as cleanup:
+        if home is None:
+            folder = tempfile.TemporaryDirectory(
+                prefix="cygno-benchmark-", ignore_cleanup_errors=True
+            )
+            home = Path(cleanup.enter_context(folder))
         dagster_home = stock_dagster_yaml(home / "stock") if stock else CHECKOUT
-        try:
-            with running_daq_servers(home) as daq:
-                settings = {
-                    "home": home,
-                    "daq_nats_url": daq.nats_url,
-                    "daq_timezone": "UTC",
-                    "download_ca_file": daq.bucket.ca_file,
-                    "training_archive": NO_TRAINING_SET,
-                    "webserver_port": free_port(),  # 3000 is for people
-                    **overrides,
-                }
-                with running_stack(
-                    settings, lambda _: None, dagster_home=dagster_home, definitions=definitions
-                ) as stack:
-                    stack.services.extend(daq.services)
-                    with DagsterInstance.get() as instance:
-                        yield Live(stack, daq, instance, home)
-        finally:
-            for name_, value in before.items():
-                if value is None:
-                    os.environ.pop(name_, None)
-                else:
-                    os.environ[name_] = value
+        cleanup.callback(_restore_environment, before)
+        daq = cleanup.enter_context(running_daq_servers(home))
+        settings = {
+            "home": home,
+            "daq_nats_url": daq.nats_url,
+            "daq_timezone": "UTC",
+            "download_ca_file": daq.bucket.ca_file,
+            "training_archive": NO_TRAINING_SET,
+            "webserver_port": free_port(),  # 3000 is for people
+            **overrides,
+        }
+        stack = cleanup.enter_context(
+            running_stack(
+                settings, lambda _: None, dagster_home=dagster_home, definitions=definitions
+            )
+        )
+        stack.services.extend(daq.services)
+        instance = cleanup.enter_context(DagsterInstance.get())
+        last = instance.fetch_materializations(
+            AssetRecordsFilter(asset_key=PREPROCESSED_TENSOR), limit=1
+        ).records
+        yield Live(stack, daq, instance, home, last[0].storage_id if last else 0)
+
+
+def _restore_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

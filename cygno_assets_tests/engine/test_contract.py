@@ -10,6 +10,7 @@ import pytest
 from dagster._cli import api
 from dagster._core.execution.compute_logs import redirect_to_file
 from dagster._core.launcher import DefaultRunLauncher, RunLauncher
+from dagster._core.remote_representation.code_location import GrpcServerCodeLocation
 from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite.consolidated_sqlite_event_log import (
@@ -59,6 +60,14 @@ def changed(what: str, module: object) -> str:
             warm_launcher,
         ),
         (DagsterGrpcClient.get_server_id, ["self", "timeout"], warm_launcher),
+        (
+            GrpcServerCodeLocation.get_execution_plan,
+            [
+                *("self", "remote_job", "run_config", "step_keys_to_execute"),
+                *("known_state", "instance"),
+            ],
+            daemon,
+        ),
         (capture_interrupts, [], warm_launcher),
         (SqliteRunStorage.__init__, ["self", "conn_string", "inst_data"], pooled_sqlite),
         (SqliteRunStorage.connect, ["self"], pooled_sqlite),
