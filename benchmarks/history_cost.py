@@ -15,11 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import requests
-
 from benchmarks.cloned_history import clone_history
 from benchmarks.live import running_live
 from cygno_assets.services.guardian import guarded
+from cygno_assets.services.web_ui import WebUI
 
 if TYPE_CHECKING:
     from benchmarks.live import Live
@@ -70,14 +69,7 @@ def measure(home: Path, events: int, seed: int) -> dict[str, float]:
 
 def _ui_seconds(live: Live, query: str) -> float:
     began = time.monotonic()
-    answer = requests.post(
-        f"{live.stack.dagster.url}/graphql",
-        json={"query": query, "variables": {"asset": {"path": ["preprocessed_tensor"]}}},
-        timeout=120,
-    )
-    answer.raise_for_status()
-    if "errors" in answer.json():
-        raise RuntimeError(answer.text[:500])
+    WebUI(live.stack.dagster.url).ask(query, asset={"path": ["preprocessed_tensor"]})
     return time.monotonic() - began
 
 

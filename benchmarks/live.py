@@ -19,25 +19,31 @@ from cygno_assets.services.stack import Stack, running_daq_servers, running_stac
 from cygno_assets.settings import CHECKOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dagster import DagsterInstance
 
     from cygno_assets.services.stack import DaqServers
 
 ENGINE_BLOCKS = ("run_launcher", "storage", "compute_logs")
+STOCK_LIMITS = {"dagster/backfill": 1, "cygno/live": 3}
 NO_TRAINING_SET = "/no/training-set.zip"
 
 
-def stock_dagster_yaml(folder: Path) -> Path:
-    """A DAGSTER_HOME whose dagster.yaml is ours without the engine, as docs/engine.md says."""
-    config = yaml.safe_load((CHECKOUT / "dagster.yaml").read_text())
+def stock(config: dict[str, Any]) -> None:
+    """Takes the engine out of what dagster.yaml says, as docs/engine.md tells how."""
     for block in ENGINE_BLOCKS:
         del config[block]
     queue = config["run_coordinator"]["config"]
     queue["max_concurrent_runs"] = 4
     for limit in queue["tag_concurrency_limits"]:
-        limit["limit"] = min(limit["limit"], 3)
+        limit["limit"] = STOCK_LIMITS[limit["key"]]
+
+
+def dagster_home(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A DAGSTER_HOME whose dagster.yaml is ours with a change."""
+    config = yaml.safe_load((CHECKOUT / "dagster.yaml").read_text())
+    change(config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
     return folder
@@ -177,7 +183,7 @@ def _with_children(pid: int, own_children: int = 0) -> tuple[float, float]:
 @contextmanager
 def running_live(
     *,
-    stock: bool = False,
+    change: Callable[[dict[str, Any]], None] | None = None,
     definitions: str = "cygno_assets.definitions",
     home: Path | None = None,
     **overrides: Any,
@@ -185,7 +191,7 @@ def running_live(
     """The whole live side; the training set stays out of it.
 
     Args:
-        stock: without the engine.
+        change: of what dagster.yaml says; `stock` takes the engine out.
         definitions: module that holds them.
         home: a home that stays; None: a new one that is deleted in the end.
         overrides: settings by field name.
@@ -201,7 +207,7 @@ def running_live(
                 prefix="cygno-benchmark-", ignore_cleanup_errors=True
             )
             home = Path(cleanup.enter_context(folder))
-        dagster_home = stock_dagster_yaml(home / "stock") if stock else CHECKOUT
+        configured = CHECKOUT if change is None else dagster_home(home / "configured", change)
         cleanup.callback(_restore_environment, before)
         daq = cleanup.enter_context(running_daq_servers(home))
         settings = {
@@ -215,7 +221,7 @@ def running_live(
         }
         stack = cleanup.enter_context(
             running_stack(
-                settings, lambda _: None, dagster_home=dagster_home, definitions=definitions
+                settings, lambda _: None, dagster_home=configured, definitions=definitions
             )
         )
         stack.services.extend(daq.services)

@@ -79,6 +79,7 @@ class Pool:
         arguments: for `serve`; pickled.
         size: how many processes.
         limits: when one is replaced.
+        niceness: what the processes yield to others on a busy CPU; 0 for nothing, 19 for most.
         ended: told of each task and what became of it, in a thread of the pool's.
         wants_stop: asked, now and then, whether a task under way is to be stopped.
     """
@@ -90,12 +91,14 @@ class Pool:
         size: int,
         limits: Limits,
         *,
+        niceness: int = 0,
         ended: Callable[[str, Finished | Died], None],
         wants_stop: Callable[[str], bool],
     ) -> None:
         self._serve = serve
         self._arguments = arguments
         self._limits = limits
+        self._niceness = niceness
         self._ended = ended
         self._wants_stop = wants_stop
         self._lock = threading.Lock()
@@ -126,10 +129,14 @@ class Pool:
             self._waiting.remove(task)
             return True
 
-    def withdraw_all(self) -> list[str]:
-        """Takes back all tasks that wait, in their order."""
+    def withdraw_all(self) -> list[tuple[str, int]]:
+        """Takes back all tasks that wait, in their order, with their priorities."""
         with self._lock:
-            waiting = [task for _, _, task in sorted(self._queue.queue) if task in self._waiting]
+            waiting = [
+                (task, -urgency)
+                for urgency, _, task in sorted(self._queue.queue)
+                if task is not None and task in self._waiting
+            ]
             self._waiting.clear()
             return waiting
 
@@ -162,7 +169,7 @@ class Pool:
             _kill(pid)
 
     def _keep_one(self) -> None:
-        worker = _Worker(self._serve, self._arguments)
+        worker = self._new_worker()
         done = 0
         while True:
             _, _, task = self._queue.get()
@@ -173,7 +180,7 @@ class Pool:
                     continue  # withdrawn
                 if not worker.alive or done >= self._limits.tasks or self._too_large(worker):
                     worker.close()
-                    worker, done = _Worker(self._serve, self._arguments), 0
+                    worker, done = self._new_worker(), 0
                 self._waiting.remove(task)
                 self._pids[task] = worker.pid
             outcome = self._have_done(worker, task)
@@ -183,13 +190,16 @@ class Pool:
             if isinstance(outcome, Died) or done >= self._limits.tasks or self._too_large(worker):
                 # Now, so that the next task finds it ready.
                 worker.close()
-                worker, done = _Worker(self._serve, self._arguments), 0
+                worker, done = self._new_worker(), 0
             try:
                 self._ended(task, outcome)
             except Exception:  # noqa: BLE001 – a thread that ends would leave a process unused
                 # Whatever it is, the pool goes on; who looks after the task finds it gone.
                 _log.exception("after task %s", task)
         worker.close()
+
+    def _new_worker(self) -> _Worker:
+        return _Worker(self._serve, self._arguments, self._niceness)
 
     def _have_done(self, worker: _Worker, task: str) -> Finished | Died:
         asked_to_stop = 0.0
@@ -236,11 +246,13 @@ class Pool:
 class _Worker:
     """One process, and our end of its pipe."""
 
-    def __init__(self, serve: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self, serve: Callable[..., None], arguments: tuple[Any, ...], niceness: int
+    ) -> None:
         context = multiprocessing.get_context("spawn")  # a fresh interpreter: nothing of ours leaks
         self.pipe, theirs = context.Pipe()
         self._process: SpawnProcess = context.Process(
-            target=_run, args=(serve, theirs, arguments, os.getpid()), name="warm-worker"
+            target=_run, args=(serve, theirs, arguments, niceness, os.getpid()), name="warm-worker"
         )
         self._process.start()
         theirs.close()
@@ -288,11 +300,16 @@ class _Worker:
 
 
 def _run(
-    serve: Callable[..., None], pipe: Connection, arguments: tuple[Any, ...], parent: int
+    serve: Callable[..., None],
+    pipe: Connection,
+    arguments: tuple[Any, ...],
+    niceness: int,
+    parent: int,
 ) -> None:
     """A process's beginning: out of the terminal's reach, and dead when its parent is."""
     os.setpgid(0, 0)
     die_with(parent)
+    os.nice(niceness)
     serve(pipe, *arguments)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,7 +21,7 @@ from dagster._core.launcher import (
     RunLauncher,
     WorkerStatus,
 )
-from dagster._core.storage.tags import GRPC_INFO_TAG, PRIORITY_TAG
+from dagster._core.storage.tags import BACKFILL_ID_TAG, GRPC_INFO_TAG, PRIORITY_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from .pool import Died, Finished, Limits, Pool
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dagster import DagsterRun
+    from dagster._core.origin import RepositoryPythonOrigin
     from dagster._core.workspace.context import BaseWorkspaceRequestContext
 
 _STOPPING = frozenset(
@@ -43,17 +44,32 @@ _FRESH_S = 0.5
 and the launch of a run that was queued after it, it is always asked again."""
 
 
+_BACKGROUND_NICENESS = 10
+"""A tenth of the time of a process beside it on a busy CPU. Not less: it may hold the database."""
+
+
 @dataclass
 class _Location:
-    """The pool of a code location, for one state of its code, and when the server said that."""
+    """The pools of a code location, for one state of its code.
+
+    Attributes:
+        server_id: of the code server that had this state.
+        asked: when it said so.
+        origin: of the definitions.
+        pools: by what the CPU's scheduler puts them behind; made when they are first needed.
+    """
 
     server_id: str
-    pool: Pool
     asked: float
+    origin: RepositoryPythonOrigin
+    pools: dict[int, Pool] = field(default_factory=dict)
 
 
 class WarmRunLauncher(RunLauncher, ConfigurableClass):
     """Executes runs in persistent processes, one run at a time each, by the in-process executor.
+
+    Backfills, and what has a negative priority, have processes of their own, which the operating
+    system puts behind the others: however long such a run takes, no other waits for it.
 
     The processes belong to the Dagster daemon, which launches queued runs, and end with it. Runs
     that need something else (an executor that starts processes of its own, or a code location
@@ -61,6 +77,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
 
     Args:
         workers: how many processes; None for one per CPU.
+        background_workers: how many more, for the background; None for one per CPU.
         runs_per_worker: runs after which a process is replaced.
         memory_limit_mb: resident memory above which a process is replaced, and killed if it is
             amid a run; 0 for no limit.
@@ -72,6 +89,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
     def __init__(
         self,
         workers: int | None = None,
+        background_workers: int | None = None,
         runs_per_worker: int = 1000,
         memory_limit_mb: int = 2048,
         stop_grace_seconds: int = 5,
@@ -80,7 +98,8 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
     ) -> None:
         super().__init__()
         self._inst_data = inst_data
-        self._workers = workers or multiprocessing.cpu_count()
+        cpus = multiprocessing.cpu_count()
+        self._sizes = {0: workers or cpus, _BACKGROUND_NICENESS: background_workers or cpus}
         self._limits = Limits(
             tasks=runs_per_worker,
             memory_bytes=memory_limit_mb * 1_000_000,
@@ -104,6 +123,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
         """The fields of dagster.yaml."""
         return {
             "workers": Field(Noneable(IntSource), is_required=False),
+            "background_workers": Field(Noneable(IntSource), is_required=False),
             "runs_per_worker": Field(IntSource, is_required=False, default_value=1000),
             "memory_limit_mb": Field(IntSource, is_required=False, default_value=2048),
             "stop_grace_seconds": Field(IntSource, is_required=False, default_value=5),
@@ -138,7 +158,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
             self._default.launch_run(context)
             return
         self._workspaces[run.run_id] = workspace
-        location.pool.submit(run.run_id, _priority(run))
+        self._pool(location, _niceness(run)).submit(run.run_id, _priority(run))
 
     def terminate(self, run_id: str) -> bool:
         """Asks a run to stop, from whatever process.
@@ -200,12 +220,13 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
 
     def _pools(self) -> list[Pool]:
         with self._lock:
-            return [*(location.pool for location in self._locations.values()), *self._retired]
+            current = (pool for known in self._locations.values() for pool in known.pools.values())
+            return [*current, *self._retired]
 
     def _location(
         self, run: DagsterRun, workspace: BaseWorkspaceRequestContext | None
     ) -> _Location | None:
-        """The pool for a run's code as it is now; None if another launcher must take it."""
+        """Where a run's code is as it is now; None if another launcher must take it."""
         from dagster._core.remote_representation.code_location import GrpcServerCodeLocation
 
         origin = run.remote_job_origin
@@ -227,27 +248,29 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
             if known is not None and known.server_id == server_id:
                 known.asked = asked
                 return known
-            waiting: list[str] = []
-            if known is not None:
-                waiting = known.pool.withdraw_all()
-                known.pool.close()
-                self._retired.append(known.pool)
-            made = _Location(
-                server_id,
-                Pool(
+            made = _Location(server_id, asked, code.repository_origin)
+            self._locations[name] = made
+            old = known.pools if known is not None else {}
+            self._retired += old.values()
+        for niceness, pool in old.items():
+            for run_id, priority in pool.withdraw_all():
+                self._pool(made, niceness).submit(run_id, priority)
+            pool.close()
+        return made
+
+    def _pool(self, location: _Location, niceness: int) -> Pool:
+        with self._lock:
+            if niceness not in location.pools:
+                location.pools[niceness] = Pool(
                     serve,
-                    (self._instance.get_ref(), code.repository_origin),
-                    self._workers,
+                    (self._instance.get_ref(), location.origin),
+                    self._sizes[niceness],
                     self._limits,
+                    niceness=niceness,
                     ended=self._ended,
                     wants_stop=self._wants_stop,
-                ),
-                asked,
-            )
-            self._locations[name] = made
-            for run_id in waiting:
-                made.pool.submit(run_id)
-            return made
+                )
+            return location.pools[niceness]
 
     def _wants_stop(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)
@@ -270,6 +293,11 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
 def _is_taken_by_default(run: DagsterRun) -> bool:
     """Whether Dagster's default launcher has it: it notes the code server in a tag."""
     return GRPC_INFO_TAG in run.tags
+
+
+def _niceness(run: DagsterRun) -> int:
+    background = BACKFILL_ID_TAG in run.tags or _priority(run) < 0
+    return _BACKGROUND_NICENESS if background else 0
 
 
 def _priority(run: DagsterRun) -> int:

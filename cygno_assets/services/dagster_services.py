@@ -13,6 +13,7 @@ from cygno_assets.services.process import (
     Service,
     ServiceError,
     accepts_connections,
+    claim,
     free_port,
 )
 from cygno_assets.services.web_ui import WebUI
@@ -49,9 +50,12 @@ class DagsterServices:
         dagster_home: Path = CHECKOUT,
         definitions: str = "cygno_assets.definitions",
     ) -> None:
+        # Two systems that start at once would both find the usual port free.
+        self._usual_port = None if settings.webserver_port else claim("cygno-assets web UI")
         port = settings.webserver_port
         if port is None:
-            port = _USUAL_PORT if not accepts_connections(_USUAL_PORT) else free_port()
+            free = self._usual_port is not None and not accepts_connections(_USUAL_PORT)
+            port = _USUAL_PORT if free else free_port()
         self._settings = settings
         self._dagster_home = dagster_home
         self._port = port
@@ -125,6 +129,8 @@ class DagsterServices:
         self._settings.web_ui_url_file.unlink(missing_ok=True)
         for service in reversed(self.services):
             service.stop()
+        if self._usual_port is not None:
+            self._usual_port.close()
 
     def _create_databases(self) -> None:
         """Here, by one process: several that start on an empty home at once can corrupt it."""

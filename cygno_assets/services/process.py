@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -172,3 +173,20 @@ def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex((host, port)) == 0
+
+
+def claim(name: str) -> socket.socket | None:
+    """What one process of this machine can have at a time; ends with the process or the socket.
+
+    Returns:
+        The claim, to be kept open and closed; None if another has it. Where the system knows no
+        such names (they are Linux's) everybody gets it.
+    """
+    mine = socket.socket(socket.AF_UNIX)
+    if sys.platform == "linux":
+        try:
+            mine.bind(f"\0{name}")  # in no folder: nothing to clean up, whoever dies how
+        except OSError:
+            mine.close()
+            return None
+    return mine

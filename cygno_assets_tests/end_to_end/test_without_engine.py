@@ -10,11 +10,11 @@ from cygno_assets.settings import CHECKOUT
 
 THREE_EVENTS = """
 import sys
-from benchmarks.live import running_live
+from benchmarks.live import running_live, stock
 from cygno_assets.services.guardian import guarded
 
 def run():
-    with running_live(stock=True) as live:
+    with running_live(change=stock) as live:
         live.announce(3, 1, "--burst")
         live.wait_for(3, 180)
         assert set(live.tensors()) == set(live.announced(1))

@@ -176,13 +176,13 @@ def test_what_waits_can_be_taken_back(desk: Desk) -> None:
     desk.pool.submit("slow:1")
     wait_until("it is under way", lambda: desk.pool.pid_of("slow:1"))
     for task in "abcd":
-        desk.pool.submit(task)
+        desk.pool.submit(task, priority=1 if task == "d" else 0)
     assert desk.pool.withdraw("b")
     assert not desk.pool.withdraw("b")
     assert not desk.pool.withdraw("slow:1")
     assert desk.pool.holds("a")
     assert not desk.pool.holds("b")
-    assert desk.pool.withdraw_all() == ["a", "c", "d"]
+    assert desk.pool.withdraw_all() == [("d", 1), ("a", 0), ("c", 0)]
     desk.of("slow:1")
     desk.pool.submit("b")  # again
     desk.of("b")

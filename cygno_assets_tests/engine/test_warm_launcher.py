@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """One worker, so that each run is executed where the one before was."""
     folder = tmp_path_factory.mktemp("engine")
-    with System(folder, {"memory_limit_mb": 700, "stop_grace_seconds": 2}) as system:
+    with System(
+        folder, {"background_workers": 1, "memory_limit_mb": 700, "stop_grace_seconds": 2}
+    ) as system:
         yield system
 
 
@@ -122,6 +124,19 @@ def test_a_run_that_waits_is_canceled(system: System) -> None:
     assert system.ends(waiting[0]) == system.ends(waiting[-1]) == "CANCELED"
     assert system.ends(first) == "SUCCESS"
     assert {system.ends(run) for run in waiting[1:-1]} == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("tags", [{"dagster/backfill": "any"}, {"dagster/priority": "-1"}])
+def test_nothing_waits_for_what_is_in_the_background(system: System, tags: dict[str, str]) -> None:
+    long = system.launch("sleeps_job", **tags)
+    system.noted(long)
+    run = system.launch("quick_job")
+    assert system.ends(run) == "SUCCESS"
+    assert system.status(long) == "STARTED"
+    assert psutil.Process(pid_of(system, long)).nice() == 10
+    assert psutil.Process(pid_of(system, run)).nice() == 0
+    system.terminate(long)
+    assert system.ends(long, 15) == "CANCELED"
 
 
 def test_nothing_stays_of_a_run(system: System) -> None:

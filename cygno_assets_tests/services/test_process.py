@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
-from cygno_assets.services.process import Service, ServiceError, accepts_connections, free_port
+from cygno_assets.services.process import (
+    Service,
+    ServiceError,
+    accepts_connections,
+    claim,
+    free_port,
+)
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
@@ -63,3 +70,17 @@ def test_ending_well_is_an_error_only_where_it_must_not_end(tmp_path: Path) -> N
 
 def test_a_free_port_accepts_nobody() -> None:
     assert not accepts_connections(free_port())
+
+
+def test_a_claim_is_one_process_s_until_it_lets_go() -> None:
+    name = f"cygno-assets test {free_port()}"
+    mine = claim(name)
+    assert mine is not None
+    program = (
+        "import sys; from cygno_assets.services.process import claim; "
+        "sys.exit(claim(sys.argv[1]) is None)"
+    )
+    other = [sys.executable, "-c", program, name]
+    assert subprocess.run(other, check=False).returncode == 1
+    mine.close()
+    assert subprocess.run(other, check=False).returncode == 0
