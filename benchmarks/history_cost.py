@@ -33,7 +33,7 @@ query Page($asset: AssetKeyInput!) {
     assetMaterializations(limit: 1) { timestamp runId partition metadataEntries { label } }
     assetEventHistory(limit: 100, eventTypeSelectors: [MATERIALIZATION, OBSERVATION]) {
       results { ... on MaterializationEvent { timestamp runId partition } } }
-    definition { id assetMaterializationUsedData { timestamp } partitionStats {
+    definition { id partitionStats {
       numMaterialized numFailed numPartitions numMaterializing } } } }
 }"""
 """What the asset's page in the web UI asks for when it opens."""
@@ -85,7 +85,7 @@ def make_home(home: Path, past: int) -> float:
     with running_live(home=home) as live:
         live.announce(WARM_UP, 1, "--burst")
         live.wait_for(WARM_UP, 120)
-    return clone_history(home / "dagster.db", past) / past
+    return clone_history(live.database, past) / past
 
 
 def run(sizes: tuple[int, ...], events: int, turns: int, *, as_json: bool) -> int:

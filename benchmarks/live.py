@@ -69,6 +69,11 @@ class Live:
     seen: int
     made: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def database(self) -> Path:
+        """Dagster's, with the engine's storage."""
+        return self.stack.settings.dagster_state / "dagster.db"
+
     def announce(self, events: int, seed: int, *options: str) -> None:
         """Has the DAQ announce so many events; returns when it has."""
         service = Service(
