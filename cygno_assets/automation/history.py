@@ -12,13 +12,13 @@ from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.partitions import training_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from datetime import datetime
 
     from dagster import DagsterInstance, DagsterRun
 
 PARTITION_TAG = "dagster/partition"
-UNFINISHED = [
+_UNFINISHED = [
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.NOT_STARTED,
     DagsterRunStatus.MANAGED,
@@ -59,12 +59,18 @@ def materialized_events(instance: DagsterInstance, events: Collection[str]) -> d
     return found
 
 
-def running_events(instance: DagsterInstance, events: Collection[str]) -> set[str]:
-    """Which of these events have an unfinished run, whoever started it."""
-    if not events:
-        return set()
-    runs = instance.get_runs(RunsFilter(tags={PARTITION_TAG: list(events)}, statuses=UNFINISHED))
-    return {run.tags[PARTITION_TAG] for run in runs}
+def unfinished_runs(instance: DagsterInstance) -> list[DagsterRun]:
+    """All runs that have not ended: few, however many there have been.
+
+    Asked for by status alone: a tag beside it and the database would go through all runs that
+    ever had the tag.
+    """
+    return list(instance.get_runs(RunsFilter(statuses=_UNFINISHED)))
+
+
+def events_of(runs: Iterable[DagsterRun]) -> set[str]:
+    """The events, or other partitions, that these runs make."""
+    return {run.tags[PARTITION_TAG] for run in runs if PARTITION_TAG in run.tags}
 
 
 def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, str]:

@@ -13,7 +13,6 @@ from dagster import (
     DefaultSensorStatus,
     ResourceParam,
     RunRequest,
-    RunsFilter,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
@@ -22,7 +21,7 @@ from dagster import (
 )
 
 from cygno_assets.assets.live import LIVE_TAG
-from cygno_assets.automation.history import UNFINISHED, materialized_events, running_events
+from cygno_assets.automation.history import events_of, materialized_events, unfinished_runs
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.daq.inbox import Inbox, StoredMessage, StreamState
 from cygno_assets.partitions import daq_event_partitions
@@ -126,9 +125,9 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
         context: SensorEvaluationContext, inbox: ResourceParam[Inbox]
     ) -> SensorResult | SkipReason:
         before = Cursor.parse(context.cursor)
-        unfinished = context.instance.get_runs_count(
-            RunsFilter(tags={LIVE_TAG: "true"}, statuses=UNFINISHED)
-        )
+        # Before the inbox is read: what ends meanwhile is found materialized below.
+        runs = unfinished_runs(context.instance)
+        unfinished = sum(LIVE_TAG in run.tags for run in runs)
         room = settings.max_unfinished_live_runs - unfinished
         state, messages = inbox.read_after(before.sequence, limit=room)
         cursor, notes = before.checked(state)
@@ -148,7 +147,7 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
             cursor = replace(cursor, sequence=messages[-1].sequence)
         newest = {m.event_id: m for m in messages if m.event_id is not None}
         done = materialized_events(context.instance, newest)
-        running = running_events(context.instance, newest)
+        running = events_of(runs) & newest.keys()
         wanted = [m for key, m in newest.items() if key not in done and key not in running]
         skipped = _skipped(messages, wanted, done, running)
         if skipped:

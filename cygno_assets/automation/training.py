@@ -15,7 +15,6 @@ from dagster import (
     AutomationConditionSensorDefinition,
     DefaultSensorStatus,
     RunRequest,
-    RunsFilter,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
@@ -30,7 +29,7 @@ from cygno_assets.assets.training import (
     TRAINING_CELLS,
     UNLABELLED_PATHS,
 )
-from cygno_assets.automation.history import UNFINISHED
+from cygno_assets.automation.history import unfinished_runs
 from cygno_assets.settings import SettingsError, environment_name
 
 if TYPE_CHECKING:
@@ -166,9 +165,7 @@ def build_archive_sensor(settings: "Settings") -> SensorDefinition:
                 return SkipReason(f"unchanged: {version}")
             if time.time() < asked["time"] + _ASK_AGAIN_S:
                 return SkipReason(f"requested already: {version}")
-        if context.instance.get_runs_count(
-            RunsFilter(tags={ARCHIVE_TAG: "true"}, statuses=UNFINISHED)
-        ):
+        if any(ARCHIVE_TAG in run.tags for run in unfinished_runs(context.instance)):
             return SkipReason("the last one is still being fetched")
         return SensorResult(
             run_requests=[RunRequest(tags={ARCHIVE_TAG: "true"})],

@@ -43,16 +43,17 @@ class Progress:
     def update(self, instance: DagsterInstance, new_events: Iterable[str]) -> None:
         """Asks Dagster what became of the events that are not materialized yet."""
         from cygno_assets.automation.history import (
+            events_of,
             failed_events,
             materialized_events,
-            running_events,
+            unfinished_runs,
         )
 
         self.pending |= set(new_events)
         unfinished = self.pending | self.failed.keys()
         # In this order, for a run that ends in between must not look like none.
         failed = failed_events(instance, unfinished)
-        running = running_events(instance, failed)
+        running = events_of(unfinished_runs(instance)) if failed else set()
         materialized = materialized_events(instance, unfinished)
         self.materialized += len(materialized)
         self.latencies_s.extend(s for s in materialized.values() if not math.isnan(s))

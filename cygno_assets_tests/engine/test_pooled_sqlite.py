@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as db
 import yaml
-from dagster import AssetKey, AssetMaterialization, DagsterInstance
+from dagster import (
+    AssetKey,
+    AssetMaterialization,
+    AssetRecordsFilter,
+    DagsterEventType,
+    DagsterInstance,
+)
 from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.engine.pooled_sqlite import PooledEventLogStorage
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 OPENS = """
@@ -150,6 +160,46 @@ def test_a_partition_that_another_process_deletes_is_remembered_for_a_second(
     with DagsterInstance.from_config(str(home)) as another:
         another.delete_dynamic_partition("part", "a")
     wait_until("forgotten", lambda: not instance.has_dynamic_partition("part", "a"), 5)
+
+
+def plans(instance: DagsterInstance, ask: Callable[[], object]) -> list[str]:
+    """How the database does the statements of a question."""
+    storage = instance.event_log_storage
+    assert isinstance(storage, PooledEventLogStorage)
+    found: list[str] = []
+    with storage.index_connection() as connection:
+
+        def explain(_: object, cursor: Any, statement: str, values: Any, *__: object) -> None:
+            rows = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+            found.append(" ".join(row[-1] for row in rows))
+
+        db.event.listen(connection.engine, "before_cursor_execute", explain)
+        try:
+            ask()
+        finally:
+            db.event.remove(connection.engine, "before_cursor_execute", explain)
+    return found
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "made before there was advice"])
+def test_few_rows_are_looked_up_by_what_is_rare(
+    home: Path, instance: DagsterInstance, older: bool
+) -> None:
+    """As with 10⁵ runs: the plans must not depend on how many there are today."""
+    run = create_run_for_test(instance)
+    if older:
+        with closing(sqlite3.connect(home.parent / "state" / "dagster.db")) as connection:
+            connection.execute("DROP TABLE sqlite_stat1")
+        opens = "from dagster import DagsterInstance as D; D.get().get_runs_count()"
+        subprocess.run([sys.executable, "-c", opens], check=True)
+    [plan] = plans(
+        instance, lambda: instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
+    )
+    assert "idx_events_by_run_id (run_id=?)" in plan
+    some = AssetRecordsFilter(AssetKey("asset"), asset_partitions=["a", "b"])
+    asked = plans(instance, lambda: instance.fetch_materializations(some, limit=1000))
+    [plan] = [plan for plan in asked if "event_logs" in plan]
+    assert "partition=?" in plan
 
 
 def test_a_folder_must_be_named_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
