@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: help demo test test-ui check screenshots constraints clean
+.PHONY: help demo test test-ui check bench screenshots constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +32,11 @@ check: $(READY_DEV) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY_DEV) ## the benchmarks, each beside its peer; about 25 minutes, with nothing else running
+	@for benchmark in live_throughput live_latency live_first history_cost; do \
+		echo "== $$benchmark"; $(BIN)/python -m benchmarks.$$benchmark || exit; echo; \
+	done
 
 constraints: ## pin the newest versions that fit pyproject.toml
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints

@@ -1,7 +1,8 @@
 """A pool of persistent processes, one task at a time each. Knows nothing of Dagster.
 
 The standard library's pools lose every task when one process dies, cannot kill the one that is
-stuck, and do not say how a process ended; hence this one, of `multiprocessing`'s own parts.
+stuck, and do not say how a process ended; pebble's breaks for good when a process dies that does
+nothing, and knows no order of tasks. Hence this one, of `multiprocessing`'s own parts.
 """
 
 from __future__ import annotations
