@@ -15,11 +15,13 @@ import time
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
 
 import sqlalchemy as db
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.event_log.schema import (
+    AssetKeyTable,
     SqlEventLogStorageMetadata,
     SqlEventLogStorageTable,
 )
@@ -27,13 +29,15 @@ from dagster._core.storage.event_log.sqlite import consolidated_sqlite_event_log
 from dagster._core.storage.event_log.sqlite.consolidated_sqlite_event_log import (
     ConsolidatedSqliteEventLogStorage,
 )
+from dagster._core.storage.partition_status_cache import AssetStatusCacheValue
 from dagster._core.storage.runs.schema import RunStorageSqlMetadata
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
 from dagster._core.storage.sql import check_alembic_revision, get_alembic_config, stamp_alembic_rev
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS, create_db_conn_string
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster._record import copy
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 from watchdog.events import PatternMatchingEventHandler
 from watchdog.observers import Observer
 
@@ -43,12 +47,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from dagster import EventLogEntry
+    from dagster import AssetKey, EventLogEntry
+    from dagster._core.storage.event_log.base import AssetRecord
     from sqlalchemy.engine import Connection, Engine
 
 _NAME = "dagster"
 _KEPT = 1000
 """Answers remembered of a kind, at the most."""
+_STAMP_BYTES = 1000
+"""More than this is no stamp but what Dagster's own storage has left."""
 _INSERT_EVENT = SqlEventLogStorageTable.insert()
 _STATISTICS = {
     "idx_events_by_run_id": "2300000 23 1",
@@ -283,6 +290,7 @@ class PooledEventLogStorage(_Pooled, ConsolidatedSqliteEventLogStorage):
 
         self._folder = Path(base_dir)
         self._partitions: dict[tuple[str, str], float] = {}
+        self._statuses: dict[AssetKey, tuple[str, AssetStatusCacheValue]] = {}
         super().__init__(base_dir)
         self._conn_string = create_db_conn_string(base_dir, _NAME)
 
@@ -326,6 +334,41 @@ class PooledEventLogStorage(_Pooled, ConsolidatedSqliteEventLogStorage):
         """As Dagster's."""
         super().delete_dynamic_partition(partitions_def_name, partition_key)
         self._partitions.pop((partitions_def_name, partition_key), None)
+
+    def update_asset_cached_status_data(
+        self, asset_key: AssetKey, cache_values: AssetStatusCacheValue
+    ) -> None:
+        """Keeps in memory which partitions of an asset are made, as the web UI last saw them.
+
+        Dagster's own writes all of it into the asset's row, megabytes for 10⁵ partitions, which
+        then are read and written with each event of the asset. Here a stamp stands in the row:
+        what wipes it, in whatever process, wipes what is remembered.
+        """
+        row = AssetKeyTable.c.asset_key == asset_key.to_string()
+        with self.connect() as connection:
+            stamp = connection.execute(
+                db.select(AssetKeyTable.c.cached_status_data).where(row)
+            ).scalar()
+            if stamp is None or len(stamp) > _STAMP_BYTES:
+                # As a value that Dagster can read, and finds out of date.
+                value = AssetStatusCacheValue(latest_storage_id=0, partitions_def_id=uuid4().hex)
+                stamp = serialize_value(value)
+                connection.execute(
+                    AssetKeyTable.update().where(row).values(cached_status_data=stamp)
+                )
+        self._statuses[asset_key] = (stamp, cache_values)
+
+    def _construct_asset_record_from_row(
+        self, row: Any, last_materialization_record: Any, can_read_asset_status_cache: bool
+    ) -> AssetRecord:
+        record = super()._construct_asset_record_from_row(
+            row, last_materialization_record, can_read_asset_status_cache=False
+        )
+        entry = record.asset_entry
+        stamp, status = self._statuses.get(entry.asset_key, (None, None))
+        if not can_read_asset_status_cache or stamp != row["cached_status_data"]:
+            return record
+        return copy(record, asset_entry=copy(entry, cached_status=status))
 
     def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:  # noqa: ARG002 – Dagster's signature
         return column_name in self._columns["asset_keys"]

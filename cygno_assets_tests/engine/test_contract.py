@@ -97,6 +97,16 @@ def changed(what: str, module: object) -> str:
             ["self", "partitions_def_name", "partition_key"],
             pooled_sqlite,
         ),
+        (
+            SqlEventLogStorage.update_asset_cached_status_data,
+            ["self", "asset_key", "cache_values"],
+            pooled_sqlite,
+        ),
+        (
+            SqlEventLogStorage._construct_asset_record_from_row,
+            ["self", "row", "last_materialization_record", "can_read_asset_status_cache"],
+            pooled_sqlite,
+        ),
         (SqlRunStorage._get_snapshot, ["self", "snapshot_id"], pooled_sqlite),
         (LocalComputeLogManager.capture_logs, ["self", "log_key"], compute_logs),
         (redirect_to_file, ["stream", "filepath"], compute_logs),
@@ -140,6 +150,11 @@ def test_snapshots_are_read_where_they_are_remembered() -> None:
         assert "_get_snapshot" in method.__code__.co_names, changed(
             method.__qualname__, pooled_sqlite
         )
+
+
+def test_assets_are_read_where_what_is_remembered_of_them_is_added() -> None:
+    names = SqlEventLogStorage.get_asset_records.__code__.co_names
+    assert "_construct_asset_record_from_row" in names, changed("get_asset_records", pooled_sqlite)
 
 
 def test_the_watcher_keeps_what_is_used_of_it() -> None:

@@ -19,7 +19,10 @@ from dagster import (
     AssetRecordsFilter,
     DagsterEventType,
     DagsterInstance,
+    DynamicPartitionsDefinition,
 )
+from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.engine.pooled_sqlite import PooledEventLogStorage
@@ -160,6 +163,62 @@ def test_a_partition_that_another_process_deletes_is_remembered_for_a_second(
     with DagsterInstance.from_config(str(home)) as another:
         another.delete_dynamic_partition("part", "a")
     wait_until("forgotten", lambda: not instance.has_dynamic_partition("part", "a"), 5)
+
+
+def materialize(instance: DagsterInstance, *partitions: str) -> None:
+    for partition in partitions:
+        instance.report_runless_asset_event(AssetMaterialization("asset", partition=partition))
+
+
+def materialized(instance: DagsterInstance, partitions: DynamicPartitionsDefinition) -> set[str]:
+    """As the web UI asks."""
+    status = get_and_update_asset_status_cache_value(instance, AssetKey("asset"), partitions)
+    assert status is not None
+    with partition_loading_context(dynamic_partitions_store=instance):
+        return set(
+            status.deserialize_materialized_partition_subsets(partitions).get_partition_keys()
+        )
+
+
+def test_which_partitions_are_made_is_remembered_until_it_is_wiped(
+    home: Path, instance: DagsterInstance
+) -> None:
+    partitions = DynamicPartitionsDefinition(name="part")
+    instance.add_dynamic_partitions("part", ["a", "b", "c"])
+    materialize(instance, "a")
+    assert materialized(instance, partitions) == {"a"}
+
+    def remembered() -> bool:
+        [record] = instance.get_asset_records([AssetKey("asset")])
+        return record.asset_entry.cached_status is not None
+
+    assert remembered()
+    with DagsterInstance.from_config(str(home)) as another:
+        assert materialized(another, partitions) == {"a"}
+        materialize(another, "b")
+        assert materialized(instance, partitions) == {"a", "b"}
+        assert remembered()
+        another.wipe_asset_cached_status([AssetKey("asset")])
+        assert not remembered()
+        assert materialized(instance, partitions) == {"a", "b"}
+        another.wipe_assets([AssetKey("asset")])
+        materialize(another, "c")
+        assert materialized(instance, partitions) == {"c"}
+
+
+def test_what_is_remembered_of_partitions_does_not_burden_each_event(
+    instance: DagsterInstance,
+) -> None:
+    many = [f"{n:06}" for n in range(200)]
+    instance.add_dynamic_partitions("part", many)
+    materialize(instance, *many)
+    partitions = DynamicPartitionsDefinition(name="part")
+    assert materialized(instance, partitions) == set(many)
+    storage = instance.event_log_storage
+    assert isinstance(storage, PooledEventLogStorage)
+    with storage.index_connection() as connection:
+        [kept] = connection.execute(db.text("SELECT cached_status_data FROM asset_keys")).scalars()
+    assert len(kept) < 1000
 
 
 def plans(instance: DagsterInstance, ask: Callable[[], object]) -> list[str]:
