@@ -57,6 +57,7 @@ def clone_history(database: Path, runs: int) -> int:
             f"AND tbl_name IN ({', '.join('?' * len(_GROWING))})",
             _GROWING,
         ).fetchall()
+        statistics = db.execute("SELECT tbl, idx, stat FROM sqlite_stat1").fetchall()
         for name, _ in indexes:
             db.execute(f'DROP INDEX "{name}"')  # made again below: far faster than kept up
         db.execute("CREATE TEMP TABLE clones (n INTEGER PRIMARY KEY, run_id TEXT, md5 TEXT)")
@@ -98,6 +99,8 @@ def clone_history(database: Path, runs: int) -> int:
         )
         for _, sql in indexes:
             db.execute(sql)
+        db.execute("DELETE FROM sqlite_stat1")  # some went with the indexes
+        db.executemany("INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES (?, ?, ?)", statistics)
         db.execute("UPDATE asset_keys SET cached_status_data = NULL")
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
