@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ _POLL_S = 0.05
 _WATCH_S = 1.0
 _STOP_TIMEOUT_S = 10.0
 _LOG_TAIL_LINES = 15
+_PORTS = range(10_000, 30_000)
+_given_ports: set[int] = set()
 
 
 class ServiceError(RuntimeError):
@@ -162,10 +165,22 @@ def watch(services: Sequence[Service]) -> NoReturn:
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on 127.0.0.1 that nobody listens on just now, never the same twice.
+
+    Below the ports that systems give to outgoing connections (from 32768 on), or one of those
+    could take it before our server does.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    for _ in _PORTS:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            if port not in _given_ports:
+                probe.bind(("127.0.0.1", port))
+                _given_ports.add(port)
+                return port
+    raise ServiceError(f"no free port from {_PORTS.start} to {_PORTS.stop - 1}")
 
 
 def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:

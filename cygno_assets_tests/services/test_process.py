@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -70,6 +71,22 @@ def test_ending_well_is_an_error_only_where_it_must_not_end(tmp_path: Path) -> N
 
 def test_a_free_port_accepts_nobody() -> None:
     assert not accepts_connections(free_port())
+
+
+def test_free_ports_differ_from_each_other_and_from_those_of_outgoing_connections() -> None:
+    ports = [free_port() for _ in range(2000)]
+    assert len(set(ports)) == len(ports)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert max(ports) < server.getsockname()[1]
+
+
+def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        taken = server.getsockname()[1]
+        monkeypatch.setattr("cygno_assets.services.process._PORTS", range(taken, taken + 1))
+        monkeypatch.setattr("cygno_assets.services.process._given_ports", set())
+        with pytest.raises(ServiceError, match="no free port"):
+            free_port()
 
 
 def test_a_claim_is_one_process_s_until_it_lets_go() -> None:
