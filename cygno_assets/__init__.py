@@ -2,3 +2,7 @@
 
 Importing this package costs nothing: what is heavy is imported where it is used.
 """
+
+from cygno_assets.loading import load_training
+
+__all__ = ["load_training"]

@@ -8,6 +8,7 @@ from dagster import Definitions, ExecutorDefinition, in_process_executor
 
 from cygno_assets.assets.live import build_live_assets
 from cygno_assets.assets.training import build_training_assets
+from cygno_assets.assets.training_dataset import build_training_dataset
 from cygno_assets.assets.training_figures import build_training_figures
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.automation.sensors import build_daq_events_sensor
@@ -25,6 +26,7 @@ from cygno_assets.storage.io_managers import (
     RawImageIOManager,
     TableIOManager,
     TensorIOManager,
+    TensorTableIOManager,
 )
 from cygno_assets.storage.locations import data_root
 
@@ -47,7 +49,11 @@ def build_defs(
     """
     settings = load_settings() if settings is None else settings
     root = data_root(settings)
-    training = [*build_training_assets(settings), *build_training_figures(settings)]
+    training = [
+        *build_training_assets(settings),
+        *build_training_figures(settings),
+        *build_training_dataset(settings),
+    ]
     return Definitions(
         assets=[*build_live_assets(settings), *automated(training, settings)],
         asset_checks=build_training_checks(settings),
@@ -61,6 +67,7 @@ def build_defs(
             "inbox": Inbox(settings.resolve_inbox_url),
             "raw_image_io_manager": RawImageIOManager(root),
             "tensor_io_manager": TensorIOManager(root),
+            "tensor_table_io_manager": TensorTableIOManager(root),
             "table_io_manager": TableIOManager(root),
             "json_io_manager": JsonIOManager(root),
             "figure_io_manager": FigureIOManager(root),

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from cygno_assets.physics.spec import PreprocessSpec
+from cygno_assets.physics.splits import SplitSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -161,6 +162,16 @@ class Settings(BaseModel):
     training_archive_max_unpacked_bytes: int = Field(
         100_000_000_000, ge=1, description="Most bytes its files may unpack to, all together."
     )
+    split_seed: int = Field(
+        0,
+        description="Divides the training set into train, validation and test; another, otherwise.",
+    )
+    split_validation_share: float = Field(
+        0.15, ge=0, lt=1, description="Share of the training set's images to validate by."
+    )
+    split_test_share: float = Field(
+        0.15, ge=0, lt=1, description="Share of the training set's images to test on."
+    )
     training_backfill_cron: str = Field(
         "0 4 * * 1",
         description="When all training partitions are backfilled, as a cron line in UTC; by "
@@ -279,6 +290,11 @@ class Settings(BaseModel):
                 f"{PREFIX}WINDOW_LOW ({self.window_low:g}) must be below "
                 f"{PREFIX}WINDOW_HIGH ({self.window_high:g})"
             )
+        if not self.split_validation_share + self.split_test_share < 1:
+            raise ValueError(
+                f"{PREFIX}SPLIT_VALIDATION_SHARE ({self.split_validation_share:g}) and "
+                f"{PREFIX}SPLIT_TEST_SHARE ({self.split_test_share:g}) must be below 1 together"
+            )
         if (self.storage_s3_access_key_id is None) != (self.storage_s3_secret_access_key is None):
             raise ValueError(
                 f"{PREFIX}STORAGE_S3_ACCESS_KEY_ID and {PREFIX}STORAGE_S3_SECRET_ACCESS_KEY "
@@ -293,6 +309,15 @@ class Settings(BaseModel):
             half_width=self.crop_half_width,
             window_low=self.window_low,
             window_high=self.window_high,
+        )
+
+    @property
+    def split_spec(self) -> SplitSpec:
+        """How the training set is divided."""
+        return SplitSpec(
+            seed=self.split_seed,
+            validation_share=self.split_validation_share,
+            test_share=self.split_test_share,
         )
 
     @property

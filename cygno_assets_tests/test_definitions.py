@@ -13,6 +13,7 @@ from dagster import DagsterInstance, Definitions
 from dagster._core.instance.ref import InstanceRef
 
 from cygno_assets.assets.training import TRAINING_ASSETS
+from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
 from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.build import build_defs
 from cygno_assets.instance import CygnoInstance
@@ -30,7 +31,10 @@ def test_the_definitions_load_and_every_asset_is_described() -> None:
     Definitions.validate_loadable(definitions)
     specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
     live = {"daq_announcements", "raw_image", "preprocessed_tensor"}
-    training = {key.to_user_string() for key in (*TRAINING_ASSETS, *TRAINING_FIGURES)}
+    training = {
+        key.to_user_string()
+        for key in (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
+    }
     assert set(specs) == live | training
     for name, spec in specs.items():
         assert spec.description

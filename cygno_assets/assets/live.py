@@ -25,7 +25,7 @@ from dagster import (
     asset,
 )
 
-from cygno_assets.assets.pictures import picture
+from cygno_assets.assets.metadata import picture
 from cygno_assets.daq.announcement import (
     NotAnEventError,
     is_event_id,

@@ -2,7 +2,8 @@
 
 Here belongs what their runs do and what the web UI shows of it. How the archive is fetched and
 read is training/, how pixels are counted is physics/histogram.py, when it all runs is
-automation/training.py, and the figures are training_figures.py.
+automation/training.py, the figures are training_figures.py, and what models are trained on is
+training_dataset.py.
 """
 
 import time
@@ -23,14 +24,11 @@ from dagster import (
     MultiPartitionKey,
     ResourceParam,
     RetryPolicy,
-    TableColumn,
-    TableRecord,
-    TableSchema,
     asset,
     multi_asset,
 )
 
-from cygno_assets.assets.pictures import figure
+from cygno_assets.assets.metadata import figure, records, schema
 from cygno_assets.partitions import training_cells, training_energies
 from cygno_assets.physics.ground_truth import RECOIL_TYPES, energy_key
 from cygno_assets.physics.histogram import (
@@ -64,7 +62,7 @@ from cygno_assets.training.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from dagster import RawMetadataValue
@@ -80,8 +78,9 @@ PIXEL_HISTOGRAM = AssetKey("pixel_histogram")
 GROUND_TRUTH_TABLE = AssetKey("ground_truth_table")
 DATASET_PIXEL_HISTOGRAM = AssetKey("dataset_pixel_histogram")
 SUGGESTED_WINDOW = AssetKey("suggested_window")
+TRAINING_TENSORS = AssetKey("training_tensors")
 
-TRAINING_CELLS = (GROUND_TRUTH, PIXEL_HISTOGRAM)
+TRAINING_CELLS = (GROUND_TRUTH, PIXEL_HISTOGRAM, TRAINING_TENSORS)
 """The assets with a partition for each recoil type and energy; made together."""
 TRAINING_ASSETS = (
     TRAINING_ARCHIVE,
@@ -172,14 +171,14 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         tags=TAGS,
         code_version="1",
         io_manager_key="table_io_manager",
-        metadata={"dagster/column_schema": _schema(UNLABELLED_COLUMNS)},
+        metadata={"dagster/column_schema": schema(UNLABELLED_COLUMNS)},
         description="The files of the archive that are no training images, each with the rule "
         "that its path does not fit.",
     )
     def unlabelled_paths(training_archive: dict[str, Any]) -> MaterializeResult[Any]:
         with open_archive(training_archive, limits) as archive:
             reasons = survey.labelled(archive.members)[1]
-        shown = _table_metadata(
+        shown = records(
             UNLABELLED_COLUMNS, list(unlabelled_rows(reasons).itertuples(index=False))[:_ROWS_SHOWN]
         )
         return MaterializeResult(
@@ -201,7 +200,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
                 code_version=survey.CODE_VERSION,
                 io_manager_key="table_io_manager",
                 dagster_type=Any,
-                metadata={"dagster/column_schema": _schema(GROUND_TRUTH_COLUMNS)},
+                metadata={"dagster/column_schema": schema(GROUND_TRUTH_COLUMNS)},
                 description="What the images of one recoil type and energy (keV) are: a row for "
                 "each. A cell without images is an empty table.",
             ),
@@ -224,7 +223,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         json_io_manager: ResourceParam[JsonIOManager],
         table_io_manager: ResourceParam[TableIOManager],
     ) -> tuple[MaterializeResult, MaterializeResult]:  # type: ignore[type-arg]  # Dagster reads this, and knows the bare class only
-        key = _cell(context)
+        key = cell_of(context)
         table = table_io_manager.stored(GROUND_TRUTH, context.partition_key)
         counted = json_io_manager.stored(PIXEL_HISTOGRAM, context.partition_key)
         with open_archive(training_archive, limits) as archive:
@@ -274,7 +273,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         tags=TAGS,
         code_version="1",
         io_manager_key="table_io_manager",
-        metadata={"dagster/column_schema": _schema(GROUND_TRUTH_COLUMNS)},
+        metadata={"dagster/column_schema": schema(GROUND_TRUTH_COLUMNS)},
         description="The ground truth of the whole training set, one row per image: path, recoil "
         "type, energy (keV), size (pixels), and a digest of the decoded pixels.",
     )
@@ -360,7 +359,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
                 "window_adu": f"{window.low:g}–{window.high:g}",
                 "rule": "the narrowest window of whole ADU that clips at most "
                 f"{config.max_clipped_share:.3%} of all pixels on either side",
-                "windows": _table_metadata(_WINDOW_COLUMNS, rows),
+                "windows": records(_WINDOW_COLUMNS, rows),
                 "how_to_adopt": f"set {environment_name('window_low')}={window.low:g} and "
                 f"{environment_name('window_high')}={window.high:g}, restart, and materialize "
                 "what is stale",
@@ -503,7 +502,8 @@ def _energies(archive: Archive) -> list[float]:
     return energies
 
 
-def _cell(context: AssetExecutionContext) -> "Mapping[str, str]":
+def cell_of(context: AssetExecutionContext) -> "Mapping[str, str]":
+    """The recoil type's folder and the energy's key that a run is for."""
     key = context.partition_key
     if not isinstance(key, MultiPartitionKey):  # for mypy: that is what the grid's keys are
         raise TypeError(f"partition {key!r} is no cell of the grid")
@@ -534,22 +534,6 @@ def _population_metadata(table: Any) -> dict[str, "RawMetadataValue"]:
         for energy in energies
     ]
     return {
-        "population": _table_metadata(columns, rows),
+        "population": records(columns, rows),
         "population_plot": figure(population_figure(images), "images by recoil type and energy"),
     }
-
-
-def _schema(columns: "Sequence[Column]") -> TableSchema:
-    return TableSchema(
-        columns=[TableColumn(column.name, column.dtype, column.meaning) for column in columns]
-    )
-
-
-def _table_metadata(
-    columns: "Sequence[Column]", rows: "Sequence[Sequence[Any]]"
-) -> "RawMetadataValue":
-    names = [column.name for column in columns]
-    return MetadataValue.table(
-        records=[TableRecord(dict(zip(names, row, strict=True))) for row in rows],
-        schema=_schema(columns),
-    )

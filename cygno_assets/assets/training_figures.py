@@ -16,13 +16,13 @@ from dagster import (
     asset,
 )
 
-from cygno_assets.assets.pictures import figure
+from cygno_assets.assets.metadata import figure
 from cygno_assets.assets.training import GROUP, TAGS, archive_limits, open_archive
 from cygno_assets.physics.ground_truth import RECOIL_TYPES
 from cygno_assets.physics.histogram import PixelHistogram
 from cygno_assets.physics.images import ImageError
 from cygno_assets.training.archive import ArchiveError
-from cygno_assets.training.tables import pick
+from cygno_assets.training.tables import pick, row_dicts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,7 +92,7 @@ def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
 
         from cygno_assets.physics.figures import image_figure
 
-        rows = pick(ground_truth_table, 1, config.seed).to_dict("records")
+        rows = row_dicts(pick(ground_truth_table, 1, config.seed))
         if not rows:
             raise Failure("the training set has no images", allow_retries=False)
         [row] = rows

@@ -8,6 +8,7 @@ from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, Runs
 
 from cygno_assets.assets.live import PREPROCESSED_TENSOR
 from cygno_assets.assets.training import TRAINING_ARCHIVE, TRAINING_ASSETS, TRAINING_CELLS
+from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
 from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.partitions import training_cells
 
@@ -27,7 +28,7 @@ _UNFINISHED = [
     DagsterRunStatus.CANCELING,
 ]
 _PAGE = 1000
-_TRAINING = (*TRAINING_ASSETS, *TRAINING_FIGURES)
+_TRAINING = (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
 
 
 def materialized_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, float]:

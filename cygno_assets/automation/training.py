@@ -44,6 +44,8 @@ ARCHIVE_TAG = "cygno/training_archive"
 # A version that could not be fetched is asked for again, but not all the time: it may be large.
 _ASK_AGAIN_S = 86_400.0
 _EVALUATE_EVERY_S = 5
+# In a run that makes both, what is made from it has been made too.
+_MADE_TOGETHER = AutomationCondition.executed_with_root_target()
 
 
 def automated(
@@ -93,22 +95,30 @@ def on_change() -> AutomationCondition[Any]:
     """
     changed = (
         AutomationCondition.missing().newly_true()
-        | AutomationCondition.any_deps_match(AutomationCondition.data_version_changed())
+        | AutomationCondition.any_deps_match(
+            AutomationCondition.data_version_changed() & ~_MADE_TOGETHER
+        )
         | AutomationCondition.code_version_changed()
     ).since(AutomationCondition.newly_requested())
     return changed & ~AutomationCondition.any_deps_missing() & ~AutomationCondition.in_progress()
 
 
 def after_all_inputs() -> AutomationCondition[Any]:
-    """For totals and figures: once, when the cells that they are made from have come to rest."""
-    updated = AutomationCondition.any_deps_match(
-        # In a run that makes both, what is made from it has been made too.
-        AutomationCondition.newly_updated() & ~AutomationCondition.executed_with_root_target()
-    )
+    """For totals, figures and the dataset: once, when their cells have come to rest.
+
+    What is made from something that is requested now is requested with it, and made after it in
+    the same run: so the dataset is never made from the splits of before.
+    """
+    cells = AssetSelection.assets(*TRAINING_CELLS)
+    archive = AssetSelection.assets(TRAINING_ARCHIVE)
+    is_requested = AutomationCondition.will_be_requested()
+    outdated = AutomationCondition.code_version_changed().since(AutomationCondition.newly_updated())
+    updated = AutomationCondition.newly_updated() & ~_MADE_TOGETHER
     changed = (
         AutomationCondition.newly_missing()
         # A new archive alone changes nothing here: its cells will.
-        | updated.ignore(AssetSelection.assets(TRAINING_ARCHIVE))
+        | AutomationCondition.any_deps_match(updated).ignore(archive)
+        | AutomationCondition.any_deps_match(is_requested).ignore(archive | cells)
         | AutomationCondition.code_version_changed()
     ).since(AutomationCondition.newly_requested())
     return (
@@ -117,6 +127,8 @@ def after_all_inputs() -> AutomationCondition[Any]:
         & ~AutomationCondition.asset_matches(TRAINING_ARCHIVE, AutomationCondition.missing())
         & ~AutomationCondition.any_deps_missing()
         & ~AutomationCondition.any_deps_in_progress()
+        # Cells of other code, such as tensors of another window, are not there yet.
+        & ~AutomationCondition.any_deps_match(outdated).allow(cells)
         & ~AutomationCondition.in_progress()
     )
 

@@ -1,4 +1,4 @@
-"""Checks of the training set's tables: that nothing was dropped in silence."""
+"""Checks of the training set: nothing was dropped in silence, and what its audit found."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from cygno_assets.assets.training import (
     archive_limits,
     open_archive,
 )
+from cygno_assets.assets.training_dataset import TRAINING_AUDIT
+from cygno_assets.training.audit import ALARMS, Alarm
 from cygno_assets.training.survey import other_cells
 
 if TYPE_CHECKING:
@@ -104,11 +106,30 @@ def build_training_checks(settings: "Settings") -> list[AssetChecksDefinition]:
         return of_this_archive(training_archive, dataset_pixel_histogram["made_from"])
 
     return [
+        *(_of_the_audit(alarm) for alarm in ALARMS),
         every_path_has_a_label,
         every_file_is_accounted_for,
         its_rows_are_of_this_archive,
         its_counts_are_of_this_archive,
     ]
+
+
+def _of_the_audit(alarm: Alarm) -> AssetChecksDefinition:
+    """What the audit found, as a check of its own."""
+
+    @asset_check(asset=TRAINING_AUDIT, name=alarm.name, description=alarm.what)
+    def check(training_audit: Any) -> AssetCheckResult:
+        found = training_audit.attrs["alarms"][alarm.name]
+        offenders = training_audit[training_audit["alarm"] == alarm.name]
+        details = offenders["path"] + ": " + offenders["detail"]
+        return AssetCheckResult(
+            passed=found["passed"],
+            severity=AssetCheckSeverity[alarm.severity],
+            description=found["says"],
+            metadata={"images": len(offenders), "which": _shown(details)},
+        )
+
+    return check
 
 
 def _shown(paths: "Iterable[str]") -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cygno_assets.physics.images import crop_corner
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -153,6 +155,43 @@ def recoils_figure(
             axes.set_title(caption, fontsize=8, color=colours[1])
         if not shown:
             row[0].text(0, 0.5, f"no {recoil_type} recoils", fontsize=9)
+    return _as_png(figure)
+
+
+def offenders_figure(
+    images: Sequence[tuple[str, NDArray[np.uint8]]], spec: PreprocessSpec
+) -> bytes:
+    """Images with something wrong, side by side, with the crop drawn in.
+
+    Args:
+        images: captions, and pixels in ADU; at least one.
+        spec: whose crop and window are shown.
+
+    Returns:
+        A PNG file, 150 pixels wide for each image and 180 high. Of each image it shows the central
+        square of twice the crop's side, and the mean of every 2 × 2 pixels, so that tracks stand
+        out.
+    """
+    from matplotlib.patches import Rectangle
+
+    figure = _figure(1.5 * len(images), 1.8)
+    panels = figure.subplots(1, len(images), squeeze=False)[0]
+    for axes, (caption, pixels) in zip(panels, images, strict=True):
+        rows, columns = (length // 2 * 2 for length in pixels.shape)
+        means = pixels[:rows, :columns].reshape(rows // 2, 2, columns // 2, 2).mean(axis=(1, 3))
+        axes.imshow(
+            means,
+            cmap="gray",
+            vmin=spec.window_low,
+            vmax=spec.window_high,
+            extent=(0, columns, rows, 0),
+        )
+        top, left = crop_corner(pixels.shape, spec.half_width)
+        axes.add_patch(Rectangle((left, top), spec.side, spec.side, fill=False, ec="#ff6fb5", lw=1))
+        axes.set_xlim(max(left - spec.half_width, 0), min(left + 3 * spec.half_width, columns))
+        axes.set_ylim(min(top + 3 * spec.half_width, rows), max(top - spec.half_width, 0))
+        axes.set_title(caption, fontsize=6)
+        axes.set_axis_off()
     return _as_png(figure)
 
 

@@ -85,13 +85,32 @@ def _beginning(data: bytes) -> str:
     return f"{len(data)} bytes, beginning {data[:16]!r}" if data else "0 bytes"
 
 
-def crop_centre(pixels: NDArray[np.uint8], half_width: int) -> NDArray[np.uint8]:
-    """The central square, as the school cuts it.
+def crop_corner(shape: tuple[int, ...], half_width: int) -> tuple[int, int]:
+    """First row and column of the central square, as the school cuts it.
 
-    With (r0, c0) = (rows // 2, columns // 2): rows r0 − h … r0 + h − 1, and columns alike.
+    With (r0, c0) = (rows // 2, columns // 2) it has rows r0 − h … r0 + h − 1, and columns alike.
 
     Args:
-        pixels: (rows, columns), both at least 2 × half_width; odd ones too.
+        shape: (rows, columns), both at least 2 × half_width; odd ones too.
+        half_width: half the side, in pixels.
+
+    Raises:
+        ImageError: the image is smaller than the square.
+    """
+    rows, columns = shape
+    if min(rows, columns) < 2 * half_width:
+        raise ImageError(
+            f"image of {columns} × {rows} pixels is smaller than the central square "
+            f"of {2 * half_width}"
+        )
+    return rows // 2 - half_width, columns // 2 - half_width
+
+
+def crop_centre(pixels: NDArray[np.uint8], half_width: int) -> NDArray[np.uint8]:
+    """The central square.
+
+    Args:
+        pixels: (rows, columns).
         half_width: half the side, in pixels.
 
     Returns:
@@ -100,13 +119,7 @@ def crop_centre(pixels: NDArray[np.uint8], half_width: int) -> NDArray[np.uint8]
     Raises:
         ImageError: the image is smaller than the square.
     """
-    rows, columns = pixels.shape
-    if min(rows, columns) < 2 * half_width:
-        raise ImageError(
-            f"image of {columns} × {rows} pixels is smaller than the central square "
-            f"of {2 * half_width}"
-        )
-    top, left = rows // 2 - half_width, columns // 2 - half_width
+    top, left = crop_corner(pixels.shape, half_width)
     return pixels[top : top + 2 * half_width, left : left + 2 * half_width]
 
 

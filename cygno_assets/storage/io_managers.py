@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from upath import UPath
 
+    from cygno_assets.storage.tensor_table import TensorTable
+
 
 class FileIOManager(UPathIOManager):
     """One file for each value, written whole; what its bytes mean, a subclass says."""
@@ -145,6 +147,30 @@ class TableIOManager(FileIOManager):
             return pd.read_parquet(io.BytesIO(data))
         except OSError as error:  # pyarrow's, where the file breaks off
             raise ValueError(f"damaged table: {error}") from None
+
+
+class TensorTableIOManager(FileIOManager):
+    """Tables with a tensor in each row, as Parquet."""
+
+    extension = ".parquet"
+
+    def to_bytes(self, value: TensorTable) -> bytes:
+        """As `write_tensor_table` writes it."""
+        from cygno_assets.storage.tensor_table import write_tensor_table
+
+        buffer = io.BytesIO()
+        write_tensor_table(value, buffer)
+        return buffer.getvalue()
+
+    def from_bytes(self, data: bytes) -> Any:
+        """As `read_tensor_table` reads it.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        from cygno_assets.storage.tensor_table import read_tensor_table
+
+        return read_tensor_table(io.BytesIO(data))
 
 
 class JsonIOManager(FileIOManager):

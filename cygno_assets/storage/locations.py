@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from upath import UPath
 
     from cygno_assets.settings import Settings
@@ -50,29 +53,47 @@ def data_root(settings: Settings) -> UPath:
     return UPath(url, config=config, client_options=client, retry_config=retries)
 
 
-def write_whole(path: UPath, data: bytes) -> None:
-    """Writes a file so that whoever reads it sees all of it, or what was there before.
+def local_path(path: UPath) -> Path | None:
+    """The same path, if it is on this machine; None if it is not."""
+    return Path(path.path) if path.protocol in {"", "file", "local"} else None
 
-    Locally by way of a temporary name, flushed to the disk before it is renamed, so that a
-    power cut cannot leave an empty file under the right name; on S3 a put is whole by itself.
-    """
-    if path.protocol not in {"", "file", "local"}:
+
+def write_whole(path: UPath, data: bytes) -> None:
+    """Writes a file so that whoever reads it sees all of it, or what was there before."""
+    if local_path(path) is None:
         path.fs.pipe_file(path.path, data)
         return
-    target = Path(path.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def whole_file(path: UPath) -> Iterator[Path]:
+    """A file of this machine to write to, that becomes `path` when the block ends well.
+
+    Whoever reads `path` sees all of it, or what was there before. Locally by way of a temporary
+    name, flushed to the disk before it is renamed, so that a power cut cannot leave an empty file
+    under the right name; on S3 a put is whole by itself.
+    """
+    target = local_path(path)
+    folder = None if target is None else target.parent
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     # A dot first, so that no glob for images or tensors finds it.
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".partial")
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".partial")
+    os.close(descriptor)
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield temporary
+        if target is not None:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(target)
+        else:
+            path.fs.put_file(name, path.path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_whole(path: UPath) -> bytes:

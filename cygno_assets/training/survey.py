@@ -6,8 +6,6 @@ Here belongs the pass, and what it was made from (`input_digest`); not where the
 from __future__ import annotations
 
 import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,19 +17,18 @@ from cygno_assets.physics.ground_truth import (
     label_of,
 )
 from cygno_assets.physics.histogram import PixelHistogram, pixel_counts
-from cygno_assets.physics.images import ImageError, decode_image
+from cygno_assets.training.decode import decode_each
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from PIL.Image import Image
 
     from cygno_assets.training.archive import Archive
 
 CODE_VERSION = "1"
 """Of the pass: raised when the same images would give another result."""
 
-_AT_ONCE = 32
-"""Images per task: partial histograms are merged, so memory does not grow with the archive."""
-_REFUSED_SHOWN = 10
 _FOLDERS = {recoil_type: folder for folder, recoil_type in RECOIL_TYPES.items()}
 
 
@@ -65,13 +62,6 @@ class Survey:
 
     images: Sequence[SurveyedImage]
     histogram: PixelHistogram
-
-
-@dataclass(frozen=True)
-class _Part:
-    images: list[SurveyedImage]
-    histogram: PixelHistogram
-    refused: list[str]
 
 
 def labelled(paths: Iterable[str]) -> tuple[dict[str, Label], dict[str, str]]:
@@ -132,7 +122,7 @@ def input_digest(archive: Archive, members: Iterable[str]) -> str:
 
 
 def survey(archive: Archive, labels: dict[str, Label], *, max_pixels: int) -> Survey:
-    """Decodes each image once, in threads: decompression and decoding release the GIL.
+    """Decodes each image once, for its ground truth and its counts.
 
     Args:
         archive: that holds them.
@@ -143,34 +133,18 @@ def survey(archive: Archive, labels: dict[str, Label], *, max_pixels: int) -> Su
         ImageError: names the members that are no 8-bit mode L images, and says why.
         ArchiveError: a member is damaged.
     """
-    paths = list(labels)
-    slices = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        parts = list(threads.map(lambda some: _part(archive, labels, some, max_pixels), slices))
-    refused = [reason for part in parts for reason in part.refused]
-    if refused:
-        more = len(refused) - _REFUSED_SHOWN
-        shown = "; ".join(refused[:_REFUSED_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-        raise ImageError(f"{len(refused)} of {len(paths)} images refused: {shown}")
+
+    def part(images: Iterator[tuple[str, Image]]) -> Survey:
+        found: list[SurveyedImage] = []
+        histograms: list[PixelHistogram] = []
+        for path, image in images:
+            digest = hashlib.sha256(image.tobytes()).hexdigest()
+            found.append(SurveyedImage(path, labels[path], image.width, image.height, digest))
+            histograms.append(PixelHistogram(1, pixel_counts(image)))
+        return Survey(found, PixelHistogram.total(histograms))
+
+    parts = decode_each(archive, list(labels), part, max_pixels=max_pixels)
     return Survey(
         [image for part in parts for image in part.images],
         PixelHistogram.total(part.histogram for part in parts),
     )
-
-
-def _part(
-    archive: Archive, labels: dict[str, Label], paths: Sequence[str], max_pixels: int
-) -> _Part:
-    images: list[SurveyedImage] = []
-    histograms: list[PixelHistogram] = []
-    refused: list[str] = []
-    for path in paths:
-        try:
-            image = decode_image(archive.read(path), max_pixels=max_pixels)
-        except ImageError as error:
-            refused.append(f"{path}: {error}")
-            continue
-        digest = hashlib.sha256(image.tobytes()).hexdigest()
-        images.append(SurveyedImage(path, labels[path], image.width, image.height, digest))
-        histograms.append(PixelHistogram(1, pixel_counts(image)))
-    return _Part(images, PixelHistogram.total(histograms), refused)

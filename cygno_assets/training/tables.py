@@ -43,11 +43,39 @@ UNLABELLED_COLUMNS = (
     Column("path", "str", "path in the archive"),
     Column("reason", "str", "which rule it does not fit"),
 )
+TENSOR_COLUMNS = (
+    Column("path", "str", "path in the archive"),
+    Column("recoil_type", "str", "`nuclear` or `electronic`, from the path"),
+    Column("energy_kev", "float64", "energy of the recoil in keV, from the path"),
+    Column("pixel_sha256", "str", "sha256 of the decoded pixels, row by row"),
+    Column("tensor_sha256", "str", "sha256 of the tensor's float32 values, row by row"),
+    Column("spec_hash", "str", "of the specification that the tensor was made by"),
+    Column("clipped_low_share", "float64", "of the tensor's pixels below the window, in [0, 1]"),
+    Column("clipped_high_share", "float64", "of the tensor's pixels above the window, in [0, 1]"),
+    Column("bright_inside", "int32", "bright squares (8 × 8 pixels) inside the crop"),
+    Column("bright_at_edge", "int32", "those of them that touch the crop's edge"),
+    Column("bright_outside", "int32", "bright squares outside the crop"),
+    Column("saturated_px", "int32", "pixels of 255 ADU in the whole image"),
+)
+SPLIT_COLUMNS = (
+    Column("split", "str", "`train`, `validation` or `test`, by lot from the pixels"),
+    Column("energy_fold", "str", "energies to leave out together, to test on"),
+)
+
+DATASET_COLUMNS = (*TENSOR_COLUMNS, *SPLIT_COLUMNS)
+OFFENDER_COLUMNS = (
+    Column("alarm", "str", "which one it belongs to"),
+    Column("path", "str", "path in the archive"),
+    Column("recoil_type", "str", "`nuclear` or `electronic`"),
+    Column("energy_kev", "float64", "energy of the recoil in keV"),
+    Column("split", "str", "`train`, `validation` or `test`"),
+    Column("detail", "str", "what is wrong with it"),
+)
 
 
 def ground_truth_rows(images: Sequence[SurveyedImage]) -> pd.DataFrame:
     """One row for each image, in their order; of none, a table without rows."""
-    return _table(
+    return table_of(
         GROUND_TRUTH_COLUMNS,
         [
             (
@@ -66,7 +94,12 @@ def ground_truth_rows(images: Sequence[SurveyedImage]) -> pd.DataFrame:
 
 def unlabelled_rows(reasons: Mapping[str, str]) -> pd.DataFrame:
     """One row for each path that fits no rule."""
-    return _table(UNLABELLED_COLUMNS, list(reasons.items()))
+    return table_of(UNLABELLED_COLUMNS, list(reasons.items()))
+
+
+def row_dicts(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows, values by column name."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -109,7 +142,8 @@ def pick(
     return drawn.sort_values(["energy_kev", "path"], ignore_index=True)
 
 
-def _table(columns: Sequence[Column], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+def table_of(columns: Sequence[Column], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    """A table of these rows, with the columns' dtypes; of none, a table without rows."""
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=[column.name for column in columns])

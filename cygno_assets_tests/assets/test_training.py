@@ -26,13 +26,14 @@ from dagster import (
 from PIL import Image
 
 from cygno_assets.assets.training import TRAINING_ASSETS
+from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
 from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.automation.history import failed_training_runs, training_state
 from cygno_assets.build import build_defs
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
 from cygno_assets.partitions import training_cells
 from cygno_assets.settings import load_settings
-from cygno_assets.training import fetch, survey
+from cygno_assets.training import decode, fetch, survey
 from cygno_assets.training.archive import Archive
 from cygno_assets_tests.assets.test_live import reason
 from cygno_assets_tests.training.archives import ROOT, cell, png, simulated_png, write_archive
@@ -41,10 +42,14 @@ from cygno_assets_tests.wire import REAL_IMAGES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+ALL = (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
 BEFORE = datetime(2026, 1, 1, tzinfo=UTC)
-CELLS = ("ground_truth", "pixel_histogram")
+CELLS = ("ground_truth", "pixel_histogram", "training_tensors")
 TOTALS = ("ground_truth_table", "dataset_pixel_histogram")
-AFTER = ("suggested_window", "raw_image_figure", "histogram_figure", "recoils_figure")
+AFTER = (
+    *("suggested_window", "raw_image_figure", "histogram_figure", "recoils_figure"),
+    *("training_splits", "training_dataset", "training_audit"),
+)
 SET = {**cell("NR/6_keV", 1, 3, 5), **cell("ER/6_keV", 2), **cell("ER/0.5_keV", 4)}
 
 
@@ -109,7 +114,10 @@ class TrainingSide:
 
     def decoded(self) -> dict[str, int]:
         """How many images the newest run of each cell decoded."""
-        return {str(key): self.metadata(CELLS[1], key)["decoded"] for key in self.cells}
+        decoded = {str(key): self.metadata(CELLS[1], key)["decoded"] for key in self.cells}
+        tensors = {str(key): self.metadata(CELLS[2], key)["decoded"] for key in self.cells}
+        assert decoded == tensors
+        return decoded
 
     def check(self, asset: str, name: str) -> tuple[bool, str]:
         key = AssetCheckKey(AssetKey(asset), name)
@@ -143,7 +151,7 @@ def shown_picture(markdown: str) -> Image.Image:
 
 def test_from_an_archive_to_its_table_histogram_window_and_figures(side: TrainingSide) -> None:
     missing, *counts = training_state(side.instance, BEFORE)
-    assert set(missing) == {key.to_user_string() for key in (*TRAINING_ASSETS, *TRAINING_FIGURES)}
+    assert set(missing) == {key.to_user_string() for key in ALL}
     assert counts == [0, 0]
     side.all(SET)
 
@@ -221,7 +229,7 @@ def test_only_what_has_changed_is_decoded_again(
     plot = side.metadata("pixel_histogram", "6keV|NR")["plot"]
 
     with monkeypatch.context() as patched:
-        patched.setattr(survey, "decode_image", None)  # whoever decodes, fails
+        patched.setattr(decode, "decode_image", None)  # whoever decodes, fails
         side.backfill()
     assert set(side.decoded().values()) == {0}
     assert side.metadata("pixel_histogram", "6keV|NR")["plot"] == plot

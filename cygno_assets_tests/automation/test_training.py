@@ -26,6 +26,7 @@ from dagster import (
 from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.assets.training import TRAINING_ARCHIVE, TRAINING_ASSETS, TRAINING_CELLS
+from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
 from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.automation import training as automation
 from cygno_assets.automation.training import ARCHIVE_TAG, build_archive_sensor
@@ -42,7 +43,12 @@ if TYPE_CHECKING:
 
 CELLS = {key.to_user_string() for key in TRAINING_CELLS}
 FIGURES = {key.to_user_string() for key in TRAINING_FIGURES}
-TOTALS = {"ground_truth_table", "dataset_pixel_histogram", "suggested_window", *FIGURES}
+DATASET = [key.to_user_string() for key in TRAINING_DATASET_ASSETS]
+TOTALS = {
+    *("ground_truth_table", "dataset_pixel_histogram", "suggested_window"),
+    *FIGURES,
+    *DATASET,
+}
 SUNDAY = datetime(2026, 11, 22, 12, 7, tzinfo=UTC)
 
 
@@ -74,7 +80,7 @@ class Daemon:
         self.cursor = result.cursor
         return {
             key.to_user_string(): {str(k) for k in result.get_requested_partitions(key)}
-            for key in (*TRAINING_ASSETS, *TRAINING_FIGURES)
+            for key in (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
             if result.get_num_requested(key)
         }
 
@@ -175,11 +181,33 @@ def test_the_cron_is_a_setting(instance: DagsterInstance) -> None:
         build_defs(load_settings({"training_backfill_cron": "weekly"}))
 
 
-def test_another_window_makes_what_shows_it_again_and_no_cell(settled: Daemon) -> None:
+def test_another_window_makes_what_shows_it_again_and_of_the_cells_only_tensors(
+    settled: Daemon,
+) -> None:
     settled.overrides["window_low"] = 60.0
     requested = settled.requested()
     assert {"dataset_pixel_histogram", "recoils_figure", "histogram_figure"} <= set(requested)
-    assert not CELLS & set(requested)
+    assert CELLS & set(requested) == {"training_tensors"}
+    assert requested["training_tensors"] == set(settled.partitions)
+    # Of tensors of two windows no dataset is made: it waits for the last of them.
+    assert "training_dataset" not in requested
+    settled.materialize(["training_tensors"], "60")
+    requested = settled.requested()
+    assert {"training_dataset", "training_audit"} <= set(requested)
+    assert "training_splits" not in requested
+
+
+def test_the_dataset_is_made_in_the_run_that_makes_its_splits(settled: Daemon) -> None:
+    settled.archive("second", "1keV")
+    settled.requested()
+    settled.materialize(sorted(CELLS), "2")
+    requested = settled.requested()
+    assert {"ground_truth_table", *DATASET} <= set(requested)
+
+
+def test_another_seed_divides_again_and_makes_no_tensor(settled: Daemon) -> None:
+    settled.overrides["split_seed"] = 7
+    assert set(settled.requested()) == set(DATASET)
 
 
 def test_cells_that_a_person_backfills_are_followed_by_the_totals(settled: Daemon) -> None:

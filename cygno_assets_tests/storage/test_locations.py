@@ -80,7 +80,7 @@ def test_others_may_read_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "event.jpg").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("call", ["fsync", "fdopen"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

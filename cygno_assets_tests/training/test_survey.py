@@ -16,6 +16,7 @@ from PIL import Image
 
 from cygno_assets.physics.ground_truth import Label
 from cygno_assets.physics.images import ImageError
+from cygno_assets.training import decode as decode_module
 from cygno_assets.training import survey as survey_module
 from cygno_assets.training.archive import Archive, ArchiveError
 from cygno_assets.training.survey import input_digest, labelled, survey
@@ -65,7 +66,7 @@ def test_however_the_images_are_shared_out_the_result_is_the_same(
     path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject, at_once: int
 ) -> None:
     write_archive(path, cell("NR/6_keV", *range(8)))
-    monkeypatch.setattr(survey_module, "_AT_ONCE", at_once)
+    monkeypatch.setattr(decode_module, "_AT_ONCE", at_once)
     with Archive(path) as archive:
         members = list(archive.members)
         some = data.draw(st.lists(st.sampled_from(members), unique=True))

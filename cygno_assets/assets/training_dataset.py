@@ -1,0 +1,339 @@
+"""What models are trained on: tensors of each cell, splits, the dataset and its audit.
+
+Here belongs what their runs do and what the web UI shows of it. How a tensor is made is
+physics/images.py, who is in which split physics/splits.py, the dataset's files
+training/dataset.py, and what is asked of it training/audit.py.
+"""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetsDefinition,
+    DataVersion,
+    Failure,
+    MaterializeResult,
+    MetadataValue,
+    ResourceParam,
+    asset,
+)
+
+from cygno_assets.assets.metadata import figure, records, schema
+from cygno_assets.assets.training import (
+    GROUP,
+    TAGS,
+    TRAINING_TENSORS,
+    archive_limits,
+    cell_of,
+    open_archive,
+)
+from cygno_assets.partitions import training_cells
+from cygno_assets.physics.ground_truth import RECOIL_TYPES
+from cygno_assets.physics.images import ImageError
+from cygno_assets.physics.splits import SPLITS
+from cygno_assets.storage.io_managers import TensorTableIOManager
+from cygno_assets.training import survey
+from cygno_assets.training.archive import ArchiveError
+from cygno_assets.training.tables import (
+    DATASET_COLUMNS,
+    OFFENDER_COLUMNS,
+    TENSOR_COLUMNS,
+    Column,
+    row_dicts,
+)
+from cygno_assets.training.tensors import CODE_VERSION, make_tensors, tensors_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pandas as pd
+    from dagster import RawMetadataValue
+
+    from cygno_assets.settings import Settings
+    from cygno_assets.storage.tensor_table import TensorTable
+
+TRAINING_SPLITS = AssetKey("training_splits")
+TRAINING_DATASET = AssetKey("training_dataset")
+TRAINING_AUDIT = AssetKey("training_audit")
+
+TRAINING_DATASET_ASSETS = (TRAINING_SPLITS, TRAINING_DATASET, TRAINING_AUDIT)
+"""Those of this module without partitions; `training_tensors` is one of TRAINING_CELLS."""
+
+TENSOR = Column("tensor", "float32[side, side]", "what a model sees, in [0, 1]")
+_OFFENDERS_SHOWN = 6
+_SPLIT_COLUMNS = (
+    Column("recoil_type", "string", "`nuclear` or `electronic`"),
+    Column("energy_kev", "float", "keV"),
+    *(Column(split, "int", "images") for split in SPLITS),
+)
+_FOLD_COLUMNS = (
+    Column("fold", "string", "energies that are left out together"),
+    Column("nuclear", "int", "images of nuclear recoils to test on"),
+    Column("electronic", "int", "images of electron recoils to test on"),
+)
+_ALARM_COLUMNS = (
+    Column("alarm", "string", "what is asked"),
+    Column("passed", "string", "whether it is so"),
+    Column("severity", "string", "ERROR makes scores wrong, WARN is to be known"),
+    Column("found", "string", "with the numbers"),
+)
+
+
+def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
+    """The tensors, splits, dataset and audit of the training set, for these settings."""
+    spec, split_spec = settings.preprocess_spec, settings.split_spec
+    limits = archive_limits(settings)
+    store = "s3" if settings.data_url.startswith("s3://") else "file"
+    owners = list(settings.owners)
+
+    @asset(
+        key=TRAINING_TENSORS,
+        partitions_def=training_cells,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"numpy", "parquet", store},
+        tags=TAGS,
+        # As a live tensor's: a changed specification makes both stale.
+        code_version=f"{spec.hash}-{CODE_VERSION}",
+        io_manager_key="tensor_table_io_manager",
+        metadata={"dagster/column_schema": schema((*TENSOR_COLUMNS, TENSOR))},
+        description="What a model sees of the images of one recoil type and energy (keV): the "
+        f"central {spec.side} × {spec.side} pixels, windowed from {spec.window_low:g}–"
+        f"{spec.window_high:g} ADU to [0, 1], float32, by the same function and specification as "
+        "`preprocessed_tensor`; and where the light of each image is.",
+    )
+    def training_tensors(
+        context: AssetExecutionContext,
+        training_archive: dict[str, Any],
+        ground_truth: Any,
+        tensor_table_io_manager: ResourceParam[TensorTableIOManager],
+    ) -> MaterializeResult[Any]:
+        key = cell_of(context)
+        with open_archive(training_archive, limits) as archive:
+            labels = survey.labels_by_cell(archive.members).get(context.partition_key, {})
+            surveyed = survey.input_digest(archive, labels)
+            if ground_truth.attrs.get("made_from") != surveyed:
+                raise Failure(
+                    f"ground_truth of {context.partition_key} was made from another archive; "
+                    "materialize it again",
+                    allow_retries=False,
+                )
+            made_from = tensors_digest(surveyed, spec)
+            cell = tensor_table_io_manager.stored(TRAINING_TENSORS, context.partition_key)
+            unchanged = cell is not None and cell.rows.attrs.get("made_from") == made_from
+            if unchanged:
+                context.log.info("unchanged: no image decoded")
+            else:
+                try:
+                    cell = make_tensors(
+                        archive, ground_truth, spec, max_pixels=settings.image_max_pixels
+                    )
+                except (ImageError, ArchiveError) as error:
+                    raise Failure(str(error), allow_retries=False) from None
+                cell.rows.attrs = {"made_from": made_from, "spec_hash": spec.hash}
+        metadata: dict[str, RawMetadataValue] = {
+            "dagster/partition_row_count": len(cell.rows),
+            "images": len(cell.rows),
+            "decoded": 0 if unchanged else len(cell.rows),
+            "spec_hash": spec.hash,
+            "window_adu": f"{spec.window_low:g}–{spec.window_high:g}",
+            "made_from": made_from,
+        }
+        if len(cell.rows):
+            what = f"{RECOIL_TYPES[key['recoil']]} recoils of {key['energy'].removesuffix('keV')}"
+            metadata["tensors"] = _some_tensors(cell, f"{what} keV")
+            for share in ("clipped_low_share", "clipped_high_share"):
+                metadata[share] = round(float(cell.rows[share].mean()), 6)
+        return MaterializeResult(value=cell, metadata=metadata, data_version=DataVersion(made_from))
+
+    def _some_tensors(cell: "TensorTable", what: str) -> "RawMetadataValue":
+        from cygno_assets.physics.figures import recoils_figure
+
+        kind = cell.rows["recoil_type"].iloc[0]
+        some = list(zip(cell.rows["path"].str.rpartition("/")[2], cell.tensors, strict=True))[:5]
+        return figure(recoils_figure({kind: some}, spec), f"tensors of {what}")
+
+    @asset(
+        key=TRAINING_SPLITS,
+        group_name=GROUP,
+        owners=owners,
+        kinds={"json", store},
+        tags=TAGS,
+        code_version=split_spec.hash,
+        io_manager_key="json_io_manager",
+        description="The manifest of splits: which image is for training, validation or test "
+        f"({1 - split_spec.validation_share - split_spec.test_share:.0%}, "
+        f"{split_spec.validation_share:.0%}, {split_spec.test_share:.0%}), by lot from its pixels "
+        f"and seed {split_spec.seed}, so that none moves when images are added; and which "
+        "energies (keV) to leave out together.",
+    )
+    def training_splits(ground_truth_table: Any) -> MaterializeResult[Any]:
+        from cygno_assets.training.splits import make_manifest
+
+        manifest = make_manifest(ground_truth_table, split_spec)
+        return MaterializeResult(
+            value=manifest,
+            metadata={
+                "splits_hash": manifest["hash"],
+                "seed": split_spec.seed,
+                "images": len(manifest["images"]),
+                "splits": records(_SPLIT_COLUMNS, _by_split(manifest["images"])),
+                "leave_energy_out": records(
+                    _FOLD_COLUMNS,
+                    [
+                        (fold["name"], fold["images"]["nuclear"], fold["images"]["electronic"])
+                        for fold in manifest["energy_folds"]
+                    ],
+                ),
+            },
+            data_version=DataVersion(manifest["hash"]),
+        )
+
+    @asset(
+        key=TRAINING_DATASET,
+        deps=[TRAINING_TENSORS],
+        group_name=GROUP,
+        owners=owners,
+        kinds={"parquet", "numpy", store},
+        tags=TAGS,
+        code_version=spec.hash,
+        metadata={"dagster/column_schema": schema((*DATASET_COLUMNS, TENSOR))},
+        description="All tensors of the training set with recoil type, energy (keV), split and "
+        "digests: a Parquet file that pandas and `datasets` open, and the same tensors in the "
+        "same order as one .npy to map into memory. `from cygno_assets import load_training`.",
+    )
+    def training_dataset(
+        context: AssetExecutionContext,
+        training_splits: dict[str, Any],
+        tensor_table_io_manager: ResourceParam[TensorTableIOManager],
+    ) -> MaterializeResult[None]:
+        from cygno_assets.storage.locations import data_root
+        from cygno_assets.training.dataset import NAME, DatasetError, write_dataset
+
+        keys = training_cells.get_partition_keys(dynamic_partitions_store=context.instance)
+
+        def cells() -> "Iterator[TensorTable]":
+            for number, key in enumerate(keys, 1):
+                cell = tensor_table_io_manager.stored(TRAINING_TENSORS, key)
+                if cell is None:
+                    raise DatasetError(f"training_tensors of {key} are not there, or damaged")
+                context.log.info("%d of %d cells: %d images", number, len(keys), len(cell.rows))
+                yield cell
+
+        root = data_root(settings)
+        try:
+            rows = write_dataset(root, training_splits, cells(), spec.hash, spec.side)
+        except DatasetError as error:
+            raise Failure(str(error), allow_retries=False) from None
+        return MaterializeResult(
+            metadata={
+                "dagster/row_count": len(rows),
+                "spec_hash": spec.hash,
+                "splits_hash": training_splits["hash"],
+                "splits": records(_SPLIT_COLUMNS, _by_split(row_dicts(rows))),
+                "table": MetadataValue.path(str(root / f"{NAME}.parquet")),
+                "tensors": MetadataValue.path(str(root / rows.attrs["tensors_file"])),
+                "how_to_load": MetadataValue.md(
+                    "```python\nfrom cygno_assets import load_training\n\n"
+                    'train = load_training("train")  # train.tensors, train.labels, train.rows\n```'
+                ),
+            },
+            data_version=DataVersion(f"{spec.hash}-{training_splits['hash']}"),
+        )
+
+    @asset(
+        key=TRAINING_AUDIT,
+        deps=[TRAINING_DATASET],
+        group_name=GROUP,
+        owners=owners,
+        kinds={"pandas", "parquet", store},
+        tags=TAGS,
+        code_version="1",
+        io_manager_key="table_io_manager",
+        metadata={"dagster/column_schema": schema(OFFENDER_COLUMNS)},
+        description="What is wrong with the training set: whether the energy (keV) gives the "
+        "recoil type away, images with two labels or in two splits, tracks that leave the crop, "
+        "saturated (255 ADU) and empty images, and the balance of types. Each alarm is a check; "
+        "the table has a row for each image that one is about.",
+    )
+    def training_audit(training_archive: dict[str, Any]) -> MaterializeResult[Any]:
+        from cygno_assets.storage.locations import data_root
+        from cygno_assets.training.audit import audit, offenders_table
+        from cygno_assets.training.dataset import read_dataset_rows
+
+        try:
+            rows = read_dataset_rows(data_root(settings))
+        except (FileNotFoundError, ValueError) as error:
+            raise Failure(
+                f"training_dataset cannot be read ({error}); materialize it again",
+                allow_retries=False,
+            ) from None
+        found = audit(rows)
+        offenders = offenders_table(rows, found)
+        offenders.attrs = {
+            "spec_hash": rows.attrs["spec_hash"],
+            "splits_hash": rows.attrs["splits_hash"],
+            "alarms": {
+                alarm.name: {"passed": finding.passed, "says": finding.says}
+                for alarm, finding in found
+            },
+        }
+        alarms = [
+            (alarm.name, "yes" if finding.passed else "no", alarm.severity, finding.says)
+            for alarm, finding in found
+        ]
+        return MaterializeResult(
+            value=offenders,
+            metadata={
+                "alarms": records(_ALARM_COLUMNS, alarms),
+                "raised": sum(not finding.passed for _, finding in found),
+                "dagster/row_count": len(offenders),
+                **_pictures(offenders, training_archive),
+            },
+            data_version=DataVersion(f"{rows.attrs['spec_hash']}-{rows.attrs['splits_hash']}"),
+        )
+
+    def _pictures(
+        offenders: "pd.DataFrame", training_archive: "Mapping[str, Any]"
+    ) -> "dict[str, RawMetadataValue]":
+        """Some offenders of each alarm."""
+        import numpy as np
+
+        from cygno_assets.physics.figures import offenders_figure
+        from cygno_assets.physics.images import decode_image
+
+        pictures: dict[str, RawMetadataValue] = {}
+        with open_archive(training_archive, limits) as archive:
+            for alarm, rows in offenders.groupby("alarm", sort=False):
+                images = []
+                for row in row_dicts(rows.head(_OFFENDERS_SHOWN)):
+                    try:
+                        image = decode_image(
+                            archive.read(row["path"]), max_pixels=settings.image_max_pixels
+                        )
+                    except (KeyError, ArchiveError, ImageError) as error:
+                        raise Failure(
+                            f"the archive does not fit training_dataset ({error}); materialize "
+                            "training_archive and what follows again",
+                            allow_retries=False,
+                        ) from None
+                    name = row["path"].rpartition("/")[2]
+                    caption = f"{row['recoil_type']}, {row['energy_kev']:g} keV\n{name[:24]}"
+                    images.append((caption, np.asarray(image)))
+                pictures[str(alarm)] = figure(
+                    offenders_figure(images, spec), f"{len(images)} of {len(rows)} images"
+                )
+        return pictures
+
+    return [training_tensors, training_splits, training_dataset, training_audit]
+
+
+def _by_split(images: "Sequence[Mapping[str, Any]]") -> list[tuple[Any, ...]]:
+    """Images by recoil type, energy in keV and split."""
+    counts = Counter(
+        (image["recoil_type"], image["energy_kev"], image["split"]) for image in images
+    )
+    cells = sorted({(recoil_type, energy) for recoil_type, energy, _ in counts})
+    return [(*cell, *(counts[*cell, split] for split in SPLITS)) for cell in cells]

@@ -1,0 +1,166 @@
+"""Tables in which each row has a tensor: one Parquet file that pandas and `datasets` both open.
+
+Here belongs the file format. float32, because with Parquet's dictionary encoding it takes no more
+room than 8 bits would, and nobody has to know how to scale it back (docs/training.md has the
+numbers).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import IO
+
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from numpy.typing import NDArray
+
+TENSOR_COLUMN = "tensor"
+_ROWS_AT_ONCE = 100
+"""Of a row group: 6.5 MB of tensors of side 128, so that neither end needs much memory."""
+# Field and schema metadata by which Hugging Face's `datasets` knows a fixed shape; to everybody
+# else the column is a list of lists.
+_HF_ARRAY = "datasets.features.features.Array2DExtensionType"
+_HF_VALUES = {"int32": "int32", "int64": "int64", "double": "float64", "bool": "bool"}
+_ATTRS = b"PANDAS_ATTRS"  # where pandas keeps a table's attrs in Parquet
+
+
+@dataclass(frozen=True, eq=False)
+class TensorTable:
+    """Rows, and a tensor for each.
+
+    Attributes:
+        rows: what is known of each tensor; `attrs`, as plain values, of all of them.
+        tensors: float32 of shape (rows, side, side).
+
+    Raises:
+        ValueError: not as many tensors as rows, or not float32 and square.
+    """
+
+    rows: pd.DataFrame
+    tensors: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        shape = self.tensors.shape
+        if self.tensors.dtype != np.float32 or len(shape) != 3 or shape[1] != shape[2]:
+            raise ValueError(f"tensors are {self.tensors.dtype} of shape {shape}")
+        if shape[0] != len(self.rows):
+            raise ValueError(f"{shape[0]} tensors and {len(self.rows)} rows")
+
+
+def write_tensor_table(table: TensorTable, file: Path | IO[bytes]) -> None:
+    """Writes the file, some rows at a time: the tensors may be a memory map."""
+    import pyarrow.parquet as pq
+
+    side = table.tensors.shape[1]
+    schema = _schema(table.rows, side)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for first in range(0, max(len(table.rows), 1), _ROWS_AT_ONCE):
+            some = slice(first, first + _ROWS_AT_ONCE)
+            writer.write_table(_arrow(table.rows.iloc[some], table.tensors[some], schema))
+
+
+def read_tensor_table(file: Path | IO[bytes]) -> TensorTable:
+    """Reads what `write_tensor_table` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or no such file.
+    """
+    rows = read_rows(file)
+    with _opened(file) as parquet:
+        lists = parquet.read([TENSOR_COLUMN]).column(0).combine_chunks()
+        side = _side(parquet)
+    # Where `datasets` is imported, pyarrow knows its type and wraps the lists in it.
+    values = getattr(lists, "storage", lists).flatten().flatten().to_numpy()
+    return TensorTable(rows, values.reshape(-1, side, side))
+
+
+def read_rows(file: Path | IO[bytes]) -> pd.DataFrame:
+    """The table without its tensors, which are not read.
+
+    Raises:
+        ValueError: the file is damaged, or no such file.
+    """
+    with _opened(file) as parquet:
+        columns = [name for name in parquet.schema_arrow.names if name != TENSOR_COLUMN]
+        rows: pd.DataFrame = parquet.read(columns).to_pandas()
+        rows.attrs = json.loads(parquet.schema_arrow.metadata[_ATTRS])
+    return rows
+
+
+def _opened(file: Path | IO[bytes]) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"damaged table: {error}") from None
+    if TENSOR_COLUMN not in parquet.schema_arrow.names or _ATTRS not in (
+        parquet.schema_arrow.metadata or {}
+    ):
+        parquet.close()
+        raise ValueError("a Parquet file, but no table of tensors")
+    return parquet
+
+
+def _side(parquet: pq.ParquetFile) -> int:
+    features = json.loads(parquet.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+    return int(features[TENSOR_COLUMN]["shape"][0])
+
+
+def _schema(rows: pd.DataFrame, side: int) -> pa.Schema:
+    import pyarrow as pa
+
+    plain = pa.Schema.from_pandas(rows.iloc[:0], preserve_index=False)
+    fields = [pa.field(field.name, _storable(field.type)) for field in plain]
+    features: dict[str, Mapping[str, Any]] = {
+        field.name: {"dtype": _HF_VALUES.get(str(field.type), "string"), "_type": "Value"}
+        for field in fields
+    }
+    features[TENSOR_COLUMN] = {"shape": [side, side], "dtype": "float32", "_type": "Array2D"}
+    tensor = pa.field(
+        TENSOR_COLUMN,
+        pa.list_(pa.list_(pa.float32())),
+        metadata={
+            "ARROW:extension:name": _HF_ARRAY,
+            "ARROW:extension:metadata": json.dumps([[side, side], "float32"]),
+        },
+    )
+    return pa.schema(
+        [*fields, tensor],
+        metadata={
+            b"huggingface": json.dumps({"info": {"features": features}}).encode(),
+            _ATTRS: json.dumps(rows.attrs).encode(),
+        },
+    )
+
+
+def _storable(kind: pa.DataType) -> pa.DataType:
+    """Pandas' strings may be large ones, which `datasets` takes for another type; null: no rows."""
+    import pyarrow as pa
+
+    large = pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    return pa.string() if large else kind
+
+
+def _arrow(rows: pd.DataFrame, tensors: NDArray[np.float32], schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    count, side, _ = tensors.shape
+    starts = np.arange(0, tensors.size + 1, side, dtype=np.int32)
+    values = pa.array(np.ascontiguousarray(tensors).reshape(-1))
+    lines = pa.ListArray.from_arrays(starts, values)
+    squares = pa.ListArray.from_arrays(starts[: count + 1], lines)
+    columns = [pa.array(rows[name], schema.field(name).type) for name in rows.columns]
+    return pa.Table.from_arrays([*columns, squares], schema=schema)

@@ -1,0 +1,236 @@
+"""What is wrong with a training set: alarms, each with the images it is about.
+
+Here belong what is asked of a set and how much is allowed; what is measured of each image is
+training/tensors.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from cygno_assets.physics.splits import SPLITS
+from cygno_assets.training.tables import OFFENDER_COLUMNS, population, table_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import pandas as pd
+
+Severity = Literal["ERROR", "WARN"]
+
+MAX_GAIN_BY_ENERGY = 0.1
+"""Of accuracy: how much better than guessing one may tell the recoil type from the energy."""
+MAX_SHARE_OF_IMAGES = 0.01
+"""One image in a hundred: what a model can bear of odd ones."""
+MIN_RATIO_OF_TYPES = 0.5
+"""The rarer recoil type has at least half the images of the other."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an alarm found.
+
+    Attributes:
+        passed: nothing to worry about.
+        says: in a line, with the numbers.
+        offenders: index of the rows it is about, and what is wrong with each.
+    """
+
+    passed: bool
+    says: str
+    offenders: Sequence[tuple[int, str]] = ()
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One thing that is asked of a training set.
+
+    Attributes:
+        name: what is asked, as a check's name.
+        severity: ERROR makes scores wrong; WARN is to be known.
+        what: must be true, in words.
+        look: at the rows of a dataset (DATASET_COLUMNS), which are at least one.
+    """
+
+    name: str
+    severity: Severity
+    what: str
+    look: Callable[[pd.DataFrame], Finding]
+
+
+def audit(rows: pd.DataFrame) -> list[tuple[Alarm, Finding]]:
+    """Looks at a dataset for each alarm.
+
+    Args:
+        rows: of the dataset, DATASET_COLUMNS; at least one.
+    """
+    rows = rows.reset_index(drop=True)
+    return [(alarm, alarm.look(rows)) for alarm in ALARMS]
+
+
+def offenders_table(rows: pd.DataFrame, found: Sequence[tuple[Alarm, Finding]]) -> pd.DataFrame:
+    """OFFENDER_COLUMNS of all alarms: a row for each image and alarm."""
+    columns = [column.name for column in OFFENDER_COLUMNS[1:-1]]
+    records = rows.reset_index(drop=True)[columns]
+    return table_of(
+        OFFENDER_COLUMNS,
+        [
+            (alarm.name, *records.iloc[index], detail)
+            for alarm, finding in found
+            for index, detail in finding.offenders
+        ],
+    )
+
+
+def accuracy_by_energy(rows: pd.DataFrame) -> tuple[float, float]:
+    """How often the recoil type is told right, by the energy alone and by nothing.
+
+    Each image's type is guessed as the more frequent one among the *other* images, of its energy
+    or of all; a tie, or no other image, counts half. So an energy that occurs once tells nothing.
+
+    Returns:
+        Shares in [0, 1]: by the energy, by nothing.
+    """
+    images = population(rows)
+    of_all = {kind: sum(n for (k, _), n in images.items() if k == kind) for kind, _ in images}
+
+    def right(own: int, other: int) -> float:
+        return 1.0 if own - 1 > other else 0.5 if own - 1 == other else 0.0
+
+    total = sum(images.values())
+    by_energy = by_nothing = 0.0
+    for (kind, energy), count in images.items():
+        same = sum(n for (_, e), n in images.items() if e == energy)
+        by_energy += count * right(count, same - count)
+        by_nothing += count * right(of_all[kind], total - of_all[kind])
+    return by_energy / total, by_nothing / total
+
+
+def _energy(rows: pd.DataFrame) -> Finding:
+    by_energy, by_nothing = accuracy_by_energy(rows)
+    return Finding(
+        by_energy <= max(by_nothing, 0.5) + MAX_GAIN_BY_ENERGY,
+        f"the energy alone tells the recoil type of {by_energy:.1%} of the images, guessing of "
+        f"{max(by_nothing, 0.5):.1%}",
+    )
+
+
+def _one_of(column: str, what: str) -> Callable[[pd.DataFrame], Finding]:
+    """Images that a model cannot tell apart have the same value in this column."""
+
+    def look(rows: pd.DataFrame) -> Finding:
+        offenders = []
+        for _, alike in _alike(rows):
+            values = [str(value) for value in alike[column]]
+            if len(set(values)) > 1:
+                offenders += [
+                    (int(index), f"the same tensor as {len(alike) - 1} other: {', '.join(values)}")
+                    for index in alike.index
+                ]
+        return Finding(not offenders, f"{len(offenders)} images are in {what}", offenders)
+
+    return look
+
+
+def _alike(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    labelled = rows.assign(label=rows["recoil_type"] + " " + rows["energy_kev"].map("{:g}".format))
+    repeated = labelled[labelled.duplicated("tensor_sha256", keep=False)]
+    for digest, alike in repeated.groupby("tensor_sha256"):
+        yield str(digest), alike
+
+
+def _share(
+    what: str, offends: Callable[[pd.DataFrame], pd.Series[bool]], detail: str
+) -> Callable[[pd.DataFrame], Finding]:
+    """At most MAX_SHARE_OF_IMAGES offend; `detail` is filled in with the offender's row."""
+
+    def look(rows: pd.DataFrame) -> Finding:
+        offenders = rows[offends(rows)]
+        return Finding(
+            len(offenders) <= MAX_SHARE_OF_IMAGES * len(rows),
+            f"{len(offenders)} of {len(rows)} images {what} ({len(offenders) / len(rows):.1%}; "
+            f"{MAX_SHARE_OF_IMAGES:.0%} allowed)",
+            [
+                (int(str(index)), detail.format_map(row))
+                for index, row in offenders.to_dict("index").items()
+            ],
+        )
+
+    return look
+
+
+def _balance(rows: pd.DataFrame) -> Finding:
+    said, worst = [], 1.0
+    for split in SPLITS:
+        kinds = rows[rows["split"] == split]["recoil_type"]
+        nuclear, electronic = int((kinds == "nuclear").sum()), int((kinds == "electronic").sum())
+        said.append(f"{split} {nuclear} nuclear and {electronic} electronic")
+        if len(kinds):
+            worst = min(worst, min(nuclear, electronic) / max(nuclear, electronic))
+    return Finding(worst >= MIN_RATIO_OF_TYPES, "; ".join(said))
+
+
+ALARMS: tuple[Alarm, ...] = (
+    Alarm(
+        "energy_does_not_tell_the_type",
+        "WARN",
+        "Knowing the energy alone, one tells the recoil type hardly better than by guessing "
+        f"(by at most {MAX_GAIN_BY_ENERGY:.0%} of the images). If it is not so, a model may learn "
+        "energies instead of shapes: judge it by leaving energies out.",
+        _energy,
+    ),
+    Alarm(
+        "no_tensor_has_two_labels",
+        "ERROR",
+        "Images that a model cannot tell apart have the same recoil type and energy.",
+        _one_of("label", "the set under more than one label"),
+    ),
+    Alarm(
+        "no_tensor_is_in_two_splits",
+        "ERROR",
+        "Images that a model cannot tell apart are in the same split: otherwise it is tested on "
+        "what it was trained on.",
+        _one_of("split", "more than one split"),
+    ),
+    Alarm(
+        "tracks_are_inside_the_crop",
+        "WARN",
+        "The light of an image is inside its crop, and does not touch the edge, but for "
+        f"{MAX_SHARE_OF_IMAGES:.0%} of the images. What lies outside, a model never sees.",
+        _share(
+            "have light at the crop's edge or outside",
+            lambda rows: (rows["bright_at_edge"] > 0) | (rows["bright_outside"] > 0),
+            "bright squares: {bright_inside} inside, {bright_at_edge} of them at the edge, "
+            "{bright_outside} outside",
+        ),
+    ),
+    Alarm(
+        "no_image_is_saturated",
+        "WARN",
+        f"No pixel has 255 ADU, the most there is, but in {MAX_SHARE_OF_IMAGES:.0%} of the images.",
+        _share(
+            "have saturated pixels",
+            lambda rows: rows["saturated_px"] > 0,
+            "{saturated_px} pixels of 255 ADU",
+        ),
+    ),
+    Alarm(
+        "every_image_shows_a_track",
+        "WARN",
+        "Something in the crop stands out from the noise, but for "
+        f"{MAX_SHARE_OF_IMAGES:.0%} of the images.",
+        _share(
+            "show no track in the crop",
+            lambda rows: rows["bright_inside"] == 0,
+            "no square of the crop is bright",
+        ),
+    ),
+    Alarm(
+        "both_types_are_there",
+        "WARN",
+        "In each split the rarer recoil type has at least half the images of the other.",
+        _balance,
+    ),
+)
+"""In the order they are shown."""

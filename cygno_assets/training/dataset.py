@@ -1,0 +1,237 @@
+"""The training dataset: what someone who trains a model loads.
+
+Two files of the same rows in the same order: a Parquet table, which any program opens, and all
+its tensors as one .npy that is mapped into memory. The table names its array, and is written
+last, so whoever reads in between sees the dataset that was there before.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cygno_assets.physics.splits import SPLITS
+from cygno_assets.storage.locations import local_path, read_whole, whole_file
+from cygno_assets.storage.tensor_table import TensorTable, read_rows, write_tensor_table
+from cygno_assets.training.tables import DATASET_COLUMNS, row_dicts, table_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+    from upath import UPath
+
+    from cygno_assets.physics.splits import Split
+
+NAME = "training_dataset"
+_TABLE = f"{NAME}.parquet"
+_PATHS_SHOWN = 5
+
+
+class DatasetError(ValueError):
+    """Tensors that do not make one dataset; the text says which and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Tensors and what they show.
+
+    Attributes:
+        tensors: float32 of shape (images, side, side), in [0, 1], read-only. A memory map as long
+            as it is the whole dataset or one split; a copy of a choice of rows.
+        rows: a row for each tensor, with DATASET_COLUMNS.
+        spec_hash: of the specification that all tensors were made by.
+        splits_hash: of the manifest `training_splits`.
+    """
+
+    tensors: NDArray[np.float32]
+    rows: pd.DataFrame
+    spec_hash: str
+    splits_hash: str
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.rows)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 of shape (images,): 1 for a nuclear recoil, 0 for an electron recoil."""
+        return np.asarray(self.rows["recoil_type"] == "nuclear", np.int64)
+
+    @property
+    def energies_kev(self) -> NDArray[np.float64]:
+        """float64 of shape (images,): energies in keV."""
+        return np.asarray(self.rows["energy_kev"], np.float64)
+
+    @property
+    def energy_folds(self) -> Sequence[str]:
+        """Names of the folds for `leave_energy_out`, energies ascending."""
+        first = self.rows.sort_values("energy_kev")["energy_fold"]
+        return list(dict.fromkeys(first))
+
+    def split(self, split: Split) -> TrainingSet:
+        """The images of one split.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split = {split!r}: must be one of {', '.join(SPLITS)}")
+        return self.where(np.asarray(self.rows["split"] == split))
+
+    def leave_energy_out(self, fold: str) -> tuple[TrainingSet, TrainingSet]:
+        """The images to train on, and those of the fold's energies to test on.
+
+        Raises:
+            ValueError: there is no such fold.
+        """
+        if fold not in self.energy_folds:
+            raise ValueError(f"fold = {fold!r}: must be one of {', '.join(self.energy_folds)}")
+        left_out = np.asarray(self.rows["energy_fold"] == fold)
+        return self.where(~left_out), self.where(left_out)
+
+    def where(self, chosen: NDArray[np.bool_]) -> TrainingSet:
+        """The rows chosen by a mask of shape (images,); a view if they lie together."""
+        places = np.flatnonzero(chosen)
+        together = places.size and places[-1] - places[0] + 1 == places.size
+        tensors = self.tensors[places[0] : places[-1] + 1] if together else self.tensors[places]
+        tensors.flags.writeable = False
+        return replace(self, tensors=tensors, rows=self.rows[chosen].reset_index(drop=True))
+
+
+def write_dataset(
+    root: UPath,
+    manifest: Mapping[str, Any],
+    cells: Iterable[TensorTable],
+    spec_hash: str,
+    side: int,
+) -> pd.DataFrame:
+    """Puts cells together in the manifest's order, one after the other: one is in memory at a time.
+
+    Args:
+        root: folder or bucket prefix of the dataset's files.
+        manifest: of `make_manifest`.
+        cells: tensors of all images in it, in any order.
+        spec_hash: of the specification that all must have been made by.
+        side: of the tensors, in pixels.
+
+    Returns:
+        The table, without its tensors.
+
+    Raises:
+        DatasetError: tensors of another specification, of images that are not in the manifest, or
+            not of all that are.
+    """
+    images = manifest["images"]
+    if not images:
+        raise DatasetError("the training set has no images")
+    places = {image["path"]: place for place, image in enumerate(images)}
+    found: list[tuple[Any, ...] | None] = [None] * len(images)
+    table, before = root / _TABLE, _named(root)
+    array = root / f"{NAME}-{manifest['hash']}-{spec_hash}.npy"
+    # The inner one is there first.
+    with whole_file(table) as parquet, whole_file(array) as file:
+        shape = (len(images), side, side)
+        tensors = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        for cell in cells:
+            for row, tensor in zip(row_dicts(cell.rows), cell.tensors, strict=True):
+                place = _place(row, places, images, spec_hash)
+                found[place] = tuple(
+                    (images[place] | row)[column.name] for column in DATASET_COLUMNS
+                )
+                tensors[place] = tensor
+        missing = [path for path, place in places.items() if found[place] is None]
+        if missing:
+            raise DatasetError(
+                f"{len(missing)} of {len(images)} images have no tensor: {_shown(missing)}"
+            )
+        tensors.flush()
+        rows = table_of(DATASET_COLUMNS, [row for row in found if row is not None])
+        rows.attrs = {
+            "spec_hash": spec_hash,
+            "splits_hash": manifest["hash"],
+            "tensors_file": array.name,
+        }
+        write_tensor_table(TensorTable(rows, tensors), parquet)
+    # Whoever has just read the table before may still open its array.
+    for other in root.glob(f"{NAME}-*.npy"):
+        if other.name not in {array.name, before}:
+            other.unlink(missing_ok=True)
+    return rows
+
+
+def read_dataset(root: UPath) -> TrainingSet:
+    """Opens the dataset; on this machine its tensors are mapped, elsewhere they are fetched.
+
+    Args:
+        root: folder or bucket prefix of its files.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file is damaged.
+    """
+    rows = read_dataset_rows(root)
+    array = root / rows.attrs["tensors_file"]
+    local = local_path(array)
+    if local is None:
+        tensors = np.load(io.BytesIO(read_whole(array)), allow_pickle=False)
+        tensors.flags.writeable = False
+    else:
+        tensors = np.load(local, mmap_mode="r", allow_pickle=False)
+    if len(tensors) != len(rows):
+        raise ValueError(f"{array.name}: {len(tensors)} tensors for {len(rows)} rows")
+    return TrainingSet(tensors, rows, rows.attrs["spec_hash"], rows.attrs["splits_hash"])
+
+
+def read_dataset_rows(root: UPath) -> pd.DataFrame:
+    """The dataset's table, without its tensors.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged.
+    """
+    table = root / _TABLE
+    return read_rows(local_path(table) or io.BytesIO(read_whole(table)))
+
+
+def _place(
+    row: Mapping[str, Any],
+    places: Mapping[str, int],
+    images: Sequence[Mapping[str, Any]],
+    spec_hash: str,
+) -> int:
+    """Where a tensor belongs.
+
+    Raises:
+        DatasetError: nowhere.
+    """
+    if row["spec_hash"] != spec_hash:
+        raise DatasetError(
+            f"{row['path']}: its tensor was made by specification {row['spec_hash']}, and tensors "
+            f"of another one cannot be put into a dataset of {spec_hash}; materialize "
+            "training_tensors again"
+        )
+    place = places.get(row["path"])
+    if place is None or images[place]["pixel_sha256"] != row["pixel_sha256"]:
+        raise DatasetError(
+            f"{row['path']}: training_splits knows no such image; materialize ground_truth_table "
+            "and training_splits again"
+        )
+    return place
+
+
+def _named(root: UPath) -> str | None:
+    """The array that the table of now names; None if there is no table."""
+    try:
+        return str(read_dataset_rows(root).attrs["tensors_file"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def _shown(paths: Sequence[str]) -> str:
+    more = len(paths) - _PATHS_SHOWN
+    return ", ".join(paths[:_PATHS_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,84 @@
+"""Decoding an archive's images, each once, on all cores; what is done with them is the caller's."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from cygno_assets.physics.images import ImageError, decode_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from PIL.Image import Image
+
+    from cygno_assets.training.archive import Archive
+
+_AT_ONCE = 32
+"""Images of a task, at most: what a caller makes of them is merged after each."""
+_TASKS_PER_CORE = 8  # of a small cell too, so that all cores are busy to the end
+_REFUSED_SHOWN = 10
+
+Part = TypeVar("Part")
+
+
+def decode_each(
+    archive: Archive,
+    paths: Sequence[str],
+    part: Callable[[Iterator[tuple[str, Image]]], Part],
+    *,
+    max_pixels: int,
+) -> list[Part]:
+    """Decodes images some at a time, in threads: decompression and decoding release the GIL.
+
+    Processes are no faster and have to be started (benchmarks/training_histogram.py).
+
+    Args:
+        archive: that holds them.
+        paths: of the members to decode.
+        part: makes of some paths and their images what is wanted of them; called in threads, and
+            must take all it is given. An `ImageError` that it raises while it has an image refuses
+            nothing: it ends everything.
+        max_pixels: largest width × height accepted.
+
+    Returns:
+        What `part` made, in the order of the paths.
+
+    Raises:
+        ImageError: names the members that are no 8-bit mode L images, and says why.
+        ArchiveError: a member is damaged.
+    """
+    cores = os.cpu_count() or 1
+    step = max(1, min(_AT_ONCE, -(-len(paths) // (_TASKS_PER_CORE * cores))))
+    refused: dict[str, str] = {}
+
+    def images(some: Sequence[str]) -> Iterator[tuple[str, Image]]:
+        for path in some:
+            try:
+                image = decode_image(archive.read(path), max_pixels=max_pixels)
+            except ImageError as error:
+                refused[path] = str(error)
+            else:
+                yield path, image
+
+    slices = [paths[start : start + step] for start in range(0, len(paths), step)]
+    with ThreadPoolExecutor(cores) as threads:
+        parts = list(threads.map(lambda some: part(images(some)), slices))
+    raise_refused(refused, len(paths))
+    return parts
+
+
+def raise_refused(refused: dict[str, str], of: int) -> None:
+    """Raises one ImageError for all images refused, with their reasons by path; for none, nothing.
+
+    Args:
+        refused: the reasons.
+        of: how many images there were.
+    """
+    if not refused:
+        return
+    reasons = [f"{path}: {refused[path]}" for path in sorted(refused)]
+    more = len(reasons) - _REFUSED_SHOWN
+    shown = "; ".join(reasons[:_REFUSED_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    raise ImageError(f"{len(reasons)} of {of} images refused: {shown}")

@@ -1,0 +1,60 @@
+"""The manifest of splits: which image of the training set is for what, and a hash of it all."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cygno_assets.physics.splits import SPLITS, SplitSpec, energy_folds, lot, split_of
+from cygno_assets.training.tables import population, row_dicts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def make_manifest(ground_truth: pd.DataFrame, spec: SplitSpec) -> dict[str, Any]:
+    """Divides a training set.
+
+    Args:
+        ground_truth: GROUND_TRUTH_COLUMNS of all images; the order of the rows does not matter.
+        spec: seed and shares.
+
+    Returns:
+        As plain values: `hash` (twelve hexadecimal digits, of everything below), `rule` (the
+        SplitSpec), `energy_folds`, and `images`: path, pixel_sha256, recoil_type, energy_kev,
+        split and energy_fold of each. Splits come one after the other; within one, the order is
+        as if shuffled, and the same whenever it is made.
+    """
+    folds = energy_folds(population(ground_truth))
+    fold_of = {energy: fold.name for fold in folds for energy in fold.energies_kev}
+    images = [
+        {
+            "path": row["path"],
+            "pixel_sha256": row["pixel_sha256"],
+            "recoil_type": row["recoil_type"],
+            "energy_kev": row["energy_kev"],
+            "split": split_of(row["pixel_sha256"], spec),
+            "energy_fold": fold_of[row["energy_kev"]],
+        }
+        for row in row_dicts(ground_truth)
+    ]
+    images.sort(
+        key=lambda image: (
+            SPLITS.index(image["split"]),
+            lot(image["pixel_sha256"], spec),
+            image["path"],
+        )
+    )
+    digest = hashlib.sha256(f"{spec.hash}\n".encode())
+    for image in images:
+        digest.update("\t".join(str(value) for value in image.values()).encode() + b"\n")
+    return {
+        "hash": digest.hexdigest()[:12],
+        "rule": asdict(spec),
+        "energy_folds": [
+            {"name": fold.name, "energies_kev": list(fold.energies_kev), "images": fold.images}
+            for fold in folds
+        ],
+        "images": images,
+    }
