@@ -44,8 +44,6 @@ ARCHIVE_TAG = "cygno/training_archive"
 # A version that could not be fetched is asked for again, but not all the time: it may be large.
 _ASK_AGAIN_S = 86_400.0
 _EVALUATE_EVERY_S = 5
-# In a run that makes both, what is made from it has been made too.
-_MADE_TOGETHER = AutomationCondition.executed_with_root_target()
 
 
 def automated(
@@ -93,14 +91,23 @@ def on_change() -> AutomationCondition[Any]:
     Only a request answers a change. A materialization does not: it may be of a run that had read
     the archive before, and one request too many decodes nothing.
     """
+    archive = AssetSelection.assets(TRAINING_ARCHIVE)
+    another = AutomationCondition.any_deps_match(AutomationCondition.data_version_changed())
     changed = (
         AutomationCondition.missing().newly_true()
-        | AutomationCondition.any_deps_match(
-            AutomationCondition.data_version_changed() & ~_MADE_TOGETHER
-        )
+        | another.allow(archive)
         | AutomationCondition.code_version_changed()
     ).since(AutomationCondition.newly_requested())
-    return changed & ~AutomationCondition.any_deps_missing() & ~AutomationCondition.in_progress()
+    # Tensors are made with their ground truth, in one run, unless that was made alone. (Dagster's
+    # `executed_with_root_target` would tell, but not of partitions.)
+    left_behind = another.ignore(archive).since(
+        AutomationCondition.newly_requested() | AutomationCondition.newly_updated()
+    )
+    return (
+        (changed | left_behind)
+        & ~AutomationCondition.any_deps_missing()
+        & ~AutomationCondition.in_progress()
+    )
 
 
 def after_all_inputs() -> AutomationCondition[Any]:
@@ -113,7 +120,8 @@ def after_all_inputs() -> AutomationCondition[Any]:
     archive = AssetSelection.assets(TRAINING_ARCHIVE)
     is_requested = AutomationCondition.will_be_requested()
     outdated = AutomationCondition.code_version_changed().since(AutomationCondition.newly_updated())
-    updated = AutomationCondition.newly_updated() & ~_MADE_TOGETHER
+    # In a run that makes both, what is made from it has been made too.
+    updated = AutomationCondition.newly_updated() & ~AutomationCondition.executed_with_root_target()
     changed = (
         AutomationCondition.newly_missing()
         # A new archive alone changes nothing here: its cells will.

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
     from cygno_assets.training.archive import Archive
 
-_AT_ONCE = 32
-"""Images of a task, at most: what a caller makes of them is merged after each."""
-_TASKS_PER_CORE = 8  # of a small cell too, so that all cores are busy to the end
+_AT_ONCE = 8
+"""Images of a task: few, so that all cores are busy to the end, of a small cell too."""
 _REFUSED_SHOWN = 10
 
 Part = TypeVar("Part")
@@ -49,8 +48,6 @@ def decode_each(
         ImageError: names the members that are no 8-bit mode L images, and says why.
         ArchiveError: a member is damaged.
     """
-    cores = os.cpu_count() or 1
-    step = max(1, min(_AT_ONCE, -(-len(paths) // (_TASKS_PER_CORE * cores))))
     refused: dict[str, str] = {}
 
     def images(some: Sequence[str]) -> Iterator[tuple[str, Image]]:
@@ -62,8 +59,8 @@ def decode_each(
             else:
                 yield path, image
 
-    slices = [paths[start : start + step] for start in range(0, len(paths), step)]
-    with ThreadPoolExecutor(cores) as threads:
+    slices = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         parts = list(threads.map(lambda some: part(images(some)), slices))
     raise_refused(refused, len(paths))
     return parts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cygno_assets.physics.ground_truth import (
     RECOIL_TYPES,
@@ -138,7 +138,7 @@ def survey(archive: Archive, labels: dict[str, Label], *, max_pixels: int) -> Su
         found: list[SurveyedImage] = []
         histograms: list[PixelHistogram] = []
         for path, image in images:
-            digest = hashlib.sha256(image.tobytes()).hexdigest()
+            digest = hashlib.sha256(_pixels(image)).hexdigest()
             found.append(SurveyedImage(path, labels[path], image.width, image.height, digest))
             histograms.append(PixelHistogram(1, pixel_counts(image)))
         return Survey(found, PixelHistogram.total(histograms))
@@ -148,3 +148,13 @@ def survey(archive: Archive, labels: dict[str, Label], *, max_pixels: int) -> Su
         [image for part in parts for image in part.images],
         PixelHistogram.total(part.histogram for part in parts),
     )
+
+
+def _pixels(image: Image) -> Any:
+    """The pixels, row by row, as a buffer; copied only if Pillow has them in several pieces."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(image).buffers()[1][: image.width * image.height]
+    except ValueError:  # Pillow's, of an image larger than a block of its memory (16 MB)
+        return image.tobytes()

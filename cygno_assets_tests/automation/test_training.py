@@ -138,8 +138,9 @@ def test_the_first_archive_sets_off_its_cells_and_these_the_totals(daemon: Daemo
     assert daemon.requested() == {}
 
     daemon.materialize(sorted(CELLS))
-    totals = {**first, **daemon.requested()}
-    assert set(totals) >= TOTALS
+    second = daemon.requested()
+    assert not CELLS & set(second)
+    assert set(first) | set(second) >= TOTALS
     daemon.materialize(sorted(TOTALS))
     assert daemon.requested() == {}
 
@@ -221,8 +222,15 @@ def test_a_cell_that_read_the_archive_before_is_made_again(settled: Daemon) -> N
     settled.archive("second")
     assert settled.requested()["pixel_histogram"] == set(settled.partitions)
     settled.materialize(sorted(CELLS), "of the second")
-    settled.requested()
     assert not CELLS & set(settled.requested())
+    assert not CELLS & set(settled.requested())
+
+
+def test_tensors_follow_a_ground_truth_that_was_made_alone(settled: Daemon) -> None:
+    settled.materialize(["ground_truth"], "2")
+    requested = settled.requested()
+    assert CELLS & set(requested) == {"training_tensors"}
+    assert requested["training_tensors"] == set(settled.partitions)
 
 
 def test_a_cell_that_is_made_while_totals_are_is_not_forgotten(settled: Daemon) -> None:

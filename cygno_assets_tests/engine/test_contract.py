@@ -22,7 +22,7 @@ from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
-from dagster._daemon import sensor
+from dagster._daemon import backfill, controller, sensor
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.impl import core_execute_run
 from dagster._utils.interrupts import capture_interrupts
@@ -36,6 +36,7 @@ from cygno_assets.engine import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
 
 def changed(what: str, module: object) -> str:
@@ -176,15 +177,34 @@ def test_tables_of_one_name_in_one_database_are_one_table() -> None:
             )
 
 
-def test_the_sensor_loop_still_takes_its_interval_from_there() -> None:
-    assert sensor.MIN_INTERVAL_LOOP_TIME == 5, changed("sensor loop", daemon)
-    names = sensor.execute_sensor_iteration_loop.__code__.co_names
-    assert "MIN_INTERVAL_LOOP_TIME" in names, changed("sensor loop", daemon)
-    try:
-        daemon.shorten_sensor_loop()
-        assert sensor.MIN_INTERVAL_LOOP_TIME == daemon.SENSOR_LOOP_S == 1
-    finally:
-        sensor.MIN_INTERVAL_LOOP_TIME = 5
+@pytest.mark.parametrize(
+    ("module", "name", "loop", "before", "after"),
+    [
+        (sensor, "MIN_INTERVAL_LOOP_TIME", sensor.execute_sensor_iteration_loop, 5, 1),
+        (
+            *(controller, "DEFAULT_DAEMON_INTERVAL_SECONDS"),
+            *(backfill.execute_backfill_iteration_loop, 30, 5),
+        ),
+    ],
+)
+def test_loops_still_take_their_intervals_from_there(
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    name: str,
+    loop: Callable[..., Any],
+    before: int,
+    after: int,
+) -> None:
+    names = {*loop.__code__.co_names, *loop.__code__.co_varnames}
+    assert name in names, changed(loop.__name__, daemon)
+    assert getattr(module, name) == before, changed(loop.__name__, daemon)
+    for changed_module, changed_name in (
+        (sensor, "MIN_INTERVAL_LOOP_TIME"),
+        (controller, "DEFAULT_DAEMON_INTERVAL_SECONDS"),
+    ):  # put back after the test
+        monkeypatch.setattr(changed_module, changed_name, getattr(changed_module, changed_name))
+    daemon.shorten_loops()
+    assert getattr(module, name) == after
 
 
 def test_a_run_is_executed_as_dagsters_own_process_does() -> None:
