@@ -2,151 +2,37 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
-import json
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from dagster import (
-    AssetCheckKey,
-    AssetKey,
-    DagsterInstance,
-    Definitions,
-    ExecuteInProcessResult,
-    JobDefinition,
-    MultiPartitionKey,
-)
 from PIL import Image
 
 from cygno_assets.assets.training import TRAINING_ASSETS
 from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
 from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.automation.history import failed_training_runs, training_state
-from cygno_assets.build import build_defs
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
-from cygno_assets.partitions import training_cells
-from cygno_assets.settings import load_settings
 from cygno_assets.training import decode, fetch, survey
 from cygno_assets.training.archive import Archive
 from cygno_assets_tests.assets.test_live import reason
+from cygno_assets_tests.assets.training_side import (
+    AFTER,
+    CELLS,
+    TOTALS,
+    TrainingSide,
+    pixels_of,
+    shown_picture,
+)
 from cygno_assets_tests.training.archives import ROOT, cell, png, simulated_png, write_archive
 from cygno_assets_tests.wire import REAL_IMAGES
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
 ALL = (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
 BEFORE = datetime(2026, 1, 1, tzinfo=UTC)
-CELLS = ("ground_truth", "pixel_histogram", "training_tensors")
-TOTALS = ("ground_truth_table", "dataset_pixel_histogram")
-AFTER = (
-    *("suggested_window", "raw_image_figure", "histogram_figure", "recoils_figure"),
-    *("training_splits", "training_dataset", "training_audit"),
-)
 SET = {**cell("NR/6_keV", 1, 3, 5), **cell("ER/6_keV", 2), **cell("ER/0.5_keV", 4)}
-
-
-@dataclass
-class TrainingSide:
-    """Runs what the automation would run."""
-
-    archive: Path
-    home: Path
-    instance: DagsterInstance
-    overrides: dict[str, object] = field(default_factory=dict)
-    _built: Definitions = field(default_factory=Definitions)
-    _built_for: dict[str, object] = field(default_factory=dict)
-
-    def run(
-        self, *assets: str, partition: str | None = None, config: dict[str, Any] | None = None
-    ) -> ExecuteInProcessResult:
-        return self._job().execute_in_process(
-            asset_selection=[AssetKey(asset) for asset in assets],
-            partition_key=partition,
-            instance=self.instance,
-            run_config={"ops": {asset: {"config": config} for asset in assets if config}},
-            raise_on_error=False,
-        )
-
-    def _job(self) -> JobDefinition:
-        overrides = {"training_archive": str(self.archive), **self.overrides}
-        if overrides != self._built_for:
-            self._built = build_defs(load_settings(overrides))
-            Definitions.validate_loadable(self._built)
-            self._built_for = overrides
-        return self._built.resolve_implicit_global_asset_job_def()
-
-    @property
-    def cells(self) -> list[MultiPartitionKey]:
-        return list(training_cells.get_partition_keys(dynamic_partitions_store=self.instance))
-
-    def backfill(self) -> None:
-        for key in self.cells:
-            assert self.run(*CELLS, partition=key).success
-
-    def all(self, members: Mapping[str, bytes]) -> None:
-        write_archive(self.archive, members)
-        assert self.run("training_archive").success
-        assert self.run("unlabelled_paths").success
-        self.backfill()
-        assert self.run(*TOTALS, *AFTER).success
-
-    def metadata(self, asset: str, partition: str | None = None) -> Mapping[str, Any]:
-        record = self.instance.get_latest_data_version_record(
-            AssetKey(asset), partition_key=partition
-        )
-        assert record is not None
-        assert record.asset_materialization is not None
-        return {name: item.value for name, item in record.asset_materialization.metadata.items()}
-
-    def data_version(self, asset: str) -> str:
-        record = self.instance.get_latest_data_version_record(AssetKey(asset))
-        assert record is not None
-        assert record.asset_materialization is not None
-        return str((record.asset_materialization.tags or {})["dagster/data_version"])
-
-    def decoded(self) -> dict[str, int]:
-        """How many images the newest run of each cell decoded."""
-        decoded = {str(key): self.metadata(CELLS[1], key)["decoded"] for key in self.cells}
-        tensors = {str(key): self.metadata(CELLS[2], key)["decoded"] for key in self.cells}
-        assert decoded == tensors
-        return decoded
-
-    def check(self, asset: str, name: str) -> tuple[bool, str]:
-        key = AssetCheckKey(AssetKey(asset), name)
-        [record] = self.instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
-        assert record.event is not None
-        assert record.event.dagster_event is not None
-        evaluation = record.event.dagster_event.asset_check_evaluation_data
-        return evaluation.passed, str(evaluation.description)
-
-    def table(self) -> pd.DataFrame:
-        return pd.read_parquet(self.home / "data" / "ground_truth_table.parquet")
-
-    def json(self, name: str) -> Any:
-        return json.loads((self.home / "data" / name).read_text())
-
-
-@pytest.fixture
-def side(tmp_path: Path) -> Iterator[TrainingSide]:
-    with DagsterInstance.ephemeral() as instance:
-        yield TrainingSide(tmp_path / "set.zip", tmp_path / "home", instance)
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)))
-
-
-def shown_picture(markdown: str) -> Image.Image:
-    data = base64.b64decode(markdown.partition("base64,")[2].partition(")")[0])
-    return Image.open(io.BytesIO(data))
 
 
 def test_from_an_archive_to_its_table_histogram_window_and_figures(side: TrainingSide) -> None:

@@ -1,0 +1,139 @@
+"""What an audit says of rows: each alarm on rows made for it, and silence on good ones.
+
+The same from archives of images is assets/test_training_dataset.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cygno_assets.daq.simulator.training_set import POPULATION
+from cygno_assets.training.audit import ALARMS, accuracy_by_energy, audit, offenders_table
+from cygno_assets.training.tables import DATASET_COLUMNS, OFFENDER_COLUMNS, table_of
+
+
+def rows(each: int = 60) -> pd.DataFrame:
+    """A set with nothing wrong: both types at two energies, in all splits."""
+    made = []
+    for kind in ("nuclear", "electronic"):
+        for energy in (3.0, 10.0):
+            for n in range(each):
+                path = f"{kind}/{energy:g}/{n}.png"
+                digest = hashlib.sha256(path.encode()).hexdigest()
+                split = ("train", "validation", "test")[n % 3]
+                made.append(
+                    (
+                        *(path, kind, energy, digest, digest, "spec", 0.0, 0.0),
+                        *(4, 0, 0, 0, split, "3+10 keV"),
+                    )
+                )
+    return table_of(DATASET_COLUMNS, made)
+
+
+def raised(table: pd.DataFrame) -> dict[str, str]:
+    return {alarm.name: finding.says for alarm, finding in audit(table) if not finding.passed}
+
+
+def test_nothing_is_raised_on_a_good_set() -> None:
+    assert raised(rows()) == {}
+
+
+def test_energies_that_tell_the_type() -> None:
+    table = rows()
+    table.loc[table["recoil_type"] == "nuclear", "energy_kev"] += 1
+    assert raised(table) == {
+        "energy_does_not_tell_the_type": "the energy alone tells the recoil type of 100.0% of the "
+        "images, guessing of 50.0%"
+    }
+
+
+@pytest.mark.parametrize(("column", "other"), [("recoil_type", "electronic"), ("energy_kev", 10.0)])
+def test_the_same_tensor_under_two_labels(column: str, other: object) -> None:
+    table = rows()
+    [twin] = table.index[(table[column] == other) & (table["split"] == "train")][:1]
+    table.loc[twin, "tensor_sha256"] = table.loc[0, "tensor_sha256"]
+    [finding] = [f for alarm, f in audit(table) if alarm.name == "no_tensor_has_two_labels"]
+    assert [index for index, _ in finding.offenders] == [0, twin]
+    assert set(raised(table)) == {"no_tensor_has_two_labels"}
+
+
+def test_the_same_tensor_in_two_splits() -> None:
+    table = rows()
+    table.loc[1, "tensor_sha256"] = table.loc[0, "tensor_sha256"]
+    assert raised(table) == {"no_tensor_is_in_two_splits": "2 images are in more than one split"}
+    table.loc[1, "split"] = table.loc[0, "split"]
+    assert raised(table) == {}
+
+
+@pytest.mark.parametrize(
+    ("alarm", "changed"),
+    [
+        ("tracks_are_inside_the_crop", {"bright_at_edge": 1}),
+        ("tracks_are_inside_the_crop", {"bright_outside": 1}),
+        ("no_image_is_saturated", {"saturated_px": 1}),
+        ("every_image_shows_a_track", {"bright_inside": 0}),
+    ],
+)
+def test_more_than_one_image_in_a_hundred(alarm: str, changed: dict[str, int]) -> None:
+    table = rows()  # 240 images: two are borne, three are not
+    for column, value in changed.items():
+        table.loc[[0, 1], column] = value
+    assert raised(table) == {}
+    [finding] = [finding for a, finding in audit(table) if a.name == alarm]
+    assert [index for index, _ in finding.offenders] == [0, 1]
+    for column, value in changed.items():
+        table.loc[2, column] = value
+    assert set(raised(table)) == {alarm}
+    assert "3 of 240 images" in raised(table)[alarm]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_type_that_is_rare_in_a_split(split: str) -> None:
+    table = rows()
+    rare = table.index[(table["recoil_type"] == "nuclear") & (table["split"] == split)]
+    table = table.drop(rare[:21])  # 19 of 40 are left
+    assert set(raised(table)) == {"both_types_are_there"}
+    assert f"{split} 19 nuclear and 40 electronic" in raised(table)["both_types_are_there"]
+
+
+def test_offenders_are_listed_with_what_is_wrong() -> None:
+    table = rows()
+    table.loc[5, "saturated_px"] = 7
+    table.index = table.index + 1000  # whatever the rows are numbered by
+    listed = offenders_table(table, audit(table))
+    assert list(listed.columns) == [column.name for column in OFFENDER_COLUMNS]
+    [row] = listed.to_dict("records")
+    assert row == {
+        "alarm": "no_image_is_saturated",
+        "path": "nuclear/3/5.png",
+        "recoil_type": "nuclear",
+        "energy_kev": 3.0,
+        "split": "test",
+        "detail": "7 pixels of 255 ADU",
+    }
+    assert offenders_table(rows(), audit(rows())).empty
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([1.0, 3.0, 6.0])), min_size=1))
+def test_any_set_can_be_audited(labels: list[tuple[bool, float]]) -> None:
+    table = rows().iloc[: len(labels)].reset_index(drop=True)
+    labels = labels[: len(table)]
+    table["recoil_type"] = ["nuclear" if nuclear else "electronic" for nuclear, _ in labels]
+    table["energy_kev"] = [energy for _, energy in labels]
+    by_energy, by_nothing = accuracy_by_energy(table)
+    assert 0 <= by_energy <= 1
+    assert 0 <= by_nothing <= 1
+    assert len(audit(table)) == len(ALARMS)
+
+
+def test_the_standard_set_gives_its_labels_away() -> None:
+    labels = [label for label, count in POPULATION.items() for _ in range(count)]
+    table = pd.DataFrame(labels, columns=["recoil_type", "energy_kev"])
+    by_energy, by_nothing = accuracy_by_energy(table)
+    assert by_energy == pytest.approx(600 / 612)
+    assert by_nothing == 0  # of each type there are 306: the others are always one more

@@ -1,0 +1,235 @@
+"""The training dataset's two files, on a local disk and on a real S3 server."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cygno_assets.physics.splits import SPLITS, SplitSpec
+from cygno_assets.settings import load_settings
+from cygno_assets.storage.locations import data_root, read_whole
+from cygno_assets.storage.tensor_table import TensorTable, read_tensor_table
+from cygno_assets.training.dataset import (
+    NAME,
+    DatasetError,
+    TrainingSet,
+    read_dataset,
+    read_dataset_rows,
+    write_dataset,
+)
+from cygno_assets.training.splits import make_manifest
+from cygno_assets.training.tables import (
+    DATASET_COLUMNS,
+    GROUND_TRUTH_COLUMNS,
+    TENSOR_COLUMNS,
+    table_of,
+)
+from cygno_assets_tests.storage.conftest import s3_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from upath import UPath
+
+    from cygno_assets.daq.simulator.bucket import BucketSettings
+
+SPEC, SIDE = "5bec00000000", 4
+ENERGIES = {"nuclear": (1.0, 6.0), "electronic": (3.0, 10.0)}
+
+
+def cells(images: int = 20, spec_hash: str = SPEC, first: int = 0) -> list[TensorTable]:
+    """Four cells; each tensor has one value, which its path tells."""
+    made = []
+    for kind, energies in ENERGIES.items():
+        for energy in energies:
+            rows, tensors = [], []
+            for n in range(first, first + images):
+                path = f"{kind}/{energy:g}/{n}"
+                digest = hashlib.sha256(path.encode()).hexdigest()
+                rows.append((path, kind, energy, digest, digest, spec_hash, 0.0, 0.5, 4, 0, 0, 0))
+                tensors.append(np.full((SIDE, SIDE), value(path), np.float32))
+            made.append(TensorTable(table_of(TENSOR_COLUMNS, rows), np.stack(tensors)))
+    return made
+
+
+def value(path: str) -> float:
+    return int(hashlib.sha256(path.encode()).hexdigest()[:6], 16) / 2**24
+
+
+def manifest_of(tables: list[TensorTable], spec: SplitSpec | None = None) -> dict:
+    rows = pd.concat([table.rows for table in tables])
+    truth = [
+        (row.path, row.path, row.recoil_type, row.energy_kev, 576, 576, row.pixel_sha256)
+        for row in rows.itertuples()
+    ]
+    return make_manifest(table_of(GROUND_TRUTH_COLUMNS, truth), spec or SplitSpec(0, 0.2, 0.2))
+
+
+@pytest.fixture(params=["local", "S3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, store_bucket: BucketSettings) -> UPath:
+    if request.param == "local":
+        return data_root(load_settings({"home": tmp_path}))
+    return data_root(s3_settings(store_bucket)) / tmp_path.name
+
+
+def written(root: UPath, images: int = 20, seed: int = 0) -> TrainingSet:
+    tables = cells(images)
+    spec = SplitSpec(seed, 0.2, 0.2)
+    write_dataset(root, manifest_of(tables, spec), tables, SPEC, SIDE)
+    return read_dataset(root)
+
+
+def test_tensors_rows_and_table_are_in_one_order_which_is_the_manifests(root: UPath) -> None:
+    tables = cells()
+    manifest = manifest_of(tables)
+    rows = write_dataset(root, manifest, reversed(tables), SPEC, SIDE)
+    found = read_dataset(root)
+    assert len(found) == 80
+    assert (found.spec_hash, found.splits_hash) == (SPEC, manifest["hash"])
+    pd.testing.assert_frame_equal(found.rows, rows)
+    pd.testing.assert_frame_equal(read_dataset_rows(root), rows)
+    assert list(found.rows.columns) == [column.name for column in DATASET_COLUMNS]
+    assert list(found.rows["path"]) == [image["path"] for image in manifest["images"]]
+    assert list(found.rows["split"]) == [image["split"] for image in manifest["images"]]
+    assert found.tensors[:, 0, 0].tolist() == [
+        np.float32(value(path)) for path in found.rows["path"]
+    ]
+    table = read_tensor_table(io.BytesIO(read_whole(root / f"{NAME}.parquet")))
+    assert np.array_equal(table.tensors, found.tensors)
+
+
+def test_labels_energies_splits_and_folds_choose_by_row(root: UPath) -> None:
+    found = written(root)
+    assert set(found.labels[found.rows["recoil_type"] == "nuclear"]) == {1}
+    assert found.labels.sum() == 40
+    assert sorted(set(found.energies_kev)) == [1.0, 3.0, 6.0, 10.0]
+    parts = [found.split(split) for split in SPLITS]
+    assert sum(len(part) for part in parts) == len(found)
+    for split, part in zip(SPLITS, parts, strict=True):
+        assert set(part.rows["split"]) == {split}
+        assert part.tensors[:, 0, 0].tolist() == [
+            np.float32(value(path)) for path in part.rows["path"]
+        ]
+    assert found.energy_folds == ["1+3 keV", "6+10 keV"]
+    train, test = found.leave_energy_out("6+10 keV")
+    assert set(train.energies_kev) == {1.0, 3.0}
+    assert set(test.energies_kev) == {6.0, 10.0}
+    assert len(train.tensors) == len(train) == len(test) == 40
+    with pytest.raises(ValueError, match="split = 'dev': must be one of train, validation, test"):
+        found.split("dev")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="fold = '7 keV': must be one of 1"):
+        found.leave_energy_out("7 keV")
+
+
+def test_locally_tensors_are_mapped_and_nobody_can_write_into_them(tmp_path: Path) -> None:
+    found = written(data_root(load_settings({"home": tmp_path})))
+    assert isinstance(found.tensors, np.memmap)
+    train = found.split("train")
+    assert np.shares_memory(train.tensors, found.tensors)
+    for tensors in (found.tensors, train.tensors, found.leave_energy_out("1+3 keV")[0].tensors):
+        with pytest.raises(ValueError, match="read-only"):
+            tensors[0] = 1
+
+
+def test_a_table_of_pandas_is_the_same(tmp_path: Path) -> None:
+    found = written(data_root(load_settings({"home": tmp_path})))
+    frame = pd.read_parquet(tmp_path / "data" / f"{NAME}.parquet")
+    assert list(frame["path"]) == list(found.rows["path"])
+    assert np.array_equal(np.stack([np.stack(t) for t in frame["tensor"]]), found.tensors)
+
+
+def test_whoever_reads_while_it_is_written_again_sees_the_one_before(root: UPath) -> None:
+    before = written(root)
+    tables = cells(first=100)
+    seen: list[str] = []
+
+    def slowly():
+        for cell in tables:
+            seen.append(read_dataset(root).splits_hash)
+            yield cell
+
+    manifest = manifest_of(tables)
+    write_dataset(root, manifest, slowly(), SPEC, SIDE)
+    assert seen == [before.splits_hash] * 4
+    assert read_dataset(root).splits_hash == manifest["hash"]
+    # What was read before may still be looked at, until it is written once more.
+    assert before.tensors[0, 0, 0] == np.float32(value(before.rows["path"][0]))
+    arrays = {path.name for path in root.glob("*.npy")}
+    assert len(arrays) == 2
+    written(root, seed=3)
+    assert len(list(root.glob("*.npy"))) == 2
+
+
+def test_tensors_of_two_specifications_are_no_dataset(root: UPath) -> None:
+    before = written(root)
+    mixed = [*cells()[:3], cells(spec_hash="0ther0000000")[3]]
+    with pytest.raises(
+        DatasetError,
+        match=r"electronic/10/0: its tensor was made by specification 0ther0000000, and tensors of "
+        r"another one cannot be put into a dataset of 5bec00000000",
+    ):
+        write_dataset(root, manifest_of(mixed), mixed, SPEC, SIDE)
+    assert read_dataset(root).splits_hash == before.splits_hash
+    assert not [path for path in root.iterdir() if ".partial" in path.name]
+
+
+def test_images_that_the_manifest_does_not_know_are_refused(root: UPath) -> None:
+    tables = cells()
+    with pytest.raises(DatasetError, match="training_splits knows no such image"):
+        write_dataset(root, manifest_of(tables[:3]), tables, SPEC, SIDE)
+    manifest = manifest_of(tables)
+    manifest["images"][0]["pixel_sha256"] = "0" * 64  # the same path, other pixels
+    with pytest.raises(DatasetError, match="training_splits knows no such image"):
+        write_dataset(root, manifest, tables, SPEC, SIDE)
+
+
+def test_images_without_a_tensor_are_named(root: UPath) -> None:
+    tables = cells()
+    with pytest.raises(DatasetError, match=r"20 of 80 images have no tensor: .* and 15 more"):
+        write_dataset(root, manifest_of(tables), tables[:3], SPEC, SIDE)
+    with pytest.raises(DatasetError, match="the training set has no images"):
+        write_dataset(root, {"hash": "0", "images": []}, [], SPEC, SIDE)
+    with pytest.raises(FileNotFoundError):
+        read_dataset(root)
+
+
+def test_an_array_that_does_not_fit_its_table_is_told(tmp_path: Path) -> None:
+    root = data_root(load_settings({"home": tmp_path}))
+    found = written(root)
+    [array] = (tmp_path / "data").glob("*.npy")
+    whole = array.read_bytes()
+    array.unlink()  # `found` has it mapped
+    np.save(array, found.tensors[:-1])
+    with pytest.raises(ValueError, match="79 tensors for 80 rows"):
+        read_dataset(root)
+    array.unlink()
+    array.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"\w"):
+        read_dataset(root)
+
+
+def test_one_cell_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+    import weakref
+
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def one_by_one():
+        nonlocal most
+        for number in range(4):
+            gc.collect()
+            most = max(most, sum(ref() is not None for ref in alive))
+            table = cells()[number]
+            alive.append(weakref.ref(table))
+            yield table
+            del table
+
+    root = data_root(load_settings({"home": tmp_path}))
+    write_dataset(root, manifest_of(cells()), one_by_one(), SPEC, SIDE)
+    assert most <= 1
