@@ -33,8 +33,8 @@ check: $(READY_DEV) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY_DEV) ## the benchmarks, each beside its peer; about 25 minutes, with nothing else running
-	@for benchmark in live_throughput live_latency live_first history_cost; do \
+bench: $(READY_DEV) ## the benchmarks, each beside its peer; about half an hour, with nothing else running
+	@for benchmark in live_throughput live_latency live_first history_cost training_histogram; do \
 		echo "== $$benchmark"; $(BIN)/python -m benchmarks.$$benchmark || exit; echo; \
 	done
 

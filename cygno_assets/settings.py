@@ -164,7 +164,7 @@ class Settings(BaseModel):
     )
     split_seed: int = Field(
         0,
-        description="Divides the training set into train, validation and test; another, otherwise.",
+        description="Seed by which the training set is divided into train, validation and test.",
     )
     split_validation_share: float = Field(
         0.15, ge=0, lt=1, description="Share of the training set's images to validate by."

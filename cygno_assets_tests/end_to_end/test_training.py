@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
+from cygno_assets.settings import CHECKOUT
 from cygno_assets_tests.end_to_end.running import Program, WebUI
 from cygno_assets_tests.training.archives import cell, write_archive
 from cygno_assets_tests.wire import wait_until
@@ -13,7 +18,8 @@ if TYPE_CHECKING:
 
 FIRST = {**cell("NR/6_keV", 1, 3, 5), **cell("ER/6_keV", 2)}
 SECOND = {**FIRST, **cell("ER/30_keV", 4)}
-LAST_MADE = "recoils_figure"
+LAST_MADE = "training_audit"
+EXAMPLE = CHECKOUT / "docs" / "examples" / "train_a_model.py"
 
 
 def settled(ui: WebUI, backfills: int, images: int) -> None:
@@ -36,7 +42,12 @@ def settled(ui: WebUI, backfills: int, images: int) -> None:
 
 def decoded(ui: WebUI, cells: int) -> dict[str, int]:
     """How many images the newest runs of the cells decoded."""
-    return {m["partition"]: m["decoded"] for m in ui.materializations("pixel_histogram")[:cells]}
+    counted, tensors = (
+        {m["partition"]: m["decoded"] for m in ui.materializations(asset)[:cells]}
+        for asset in ("pixel_histogram", "training_tensors")
+    )
+    assert counted == tensors
+    return counted
 
 
 def test_backfills_by_a_new_archive_by_hand_and_by_cron(tmp_path: Path) -> None:
@@ -95,3 +106,22 @@ def test_backfills_by_a_new_archive_by_hand_and_by_cron(tmp_path: Path) -> None:
         assert ui.failed_runs() == []
         assert up.interrupt() == 130
         up.nothing_left()
+
+
+def test_the_example_trains_a_model_where_there_is_no_training_set_yet(tmp_path: Path) -> None:
+    """It makes one by the demo, and leaves nothing behind."""
+    run = subprocess.run(
+        [sys.executable, EXAMPLE],
+        env=os.environ | {"CYGNO_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "training set: 12 of 12 cells materialized" in run.stdout
+    assert "612 images" in run.stdout
+    told = re.findall(r"(\d+)% of (\d+)", run.stdout)
+    assert len(told) == 4
+    assert int(told[0][0]) > 90  # of the test split
+    assert min(int(share) for share, _ in told) < 60  # of energies left out
+    assert list(tmp_path.iterdir()) == []

@@ -161,6 +161,35 @@ def test_the_backfill_is_a_real_one(ui: WebUI, page: Page, picture: Callable[[st
     picture("backfill")
 
 
+def test_the_audit_says_what_is_wrong_with_the_training_set(
+    ui: WebUI, page: Page, picture: Callable[[str], None]
+) -> None:
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.goto(f"{ui.url}/assets/training_audit")
+    page.get_by_text("Hide navigation").click()
+    alarms = page.locator("table").filter(has=page.get_by_text("severity", exact=True)).last
+    expect(alarms.locator("tr")).to_have_count(1 + 7)
+    energy = alarms.locator("tr").filter(has=page.get_by_text("energy_does_not_tell_the_type"))
+    expect(energy.get_by_text("the energy alone tells the recoil type of 98.0%")).to_be_visible()
+    picture("audit")
+
+    row = page.locator("tr").filter(has=page.get_by_text("tracks_are_inside_the_crop", exact=True))
+    row.get_by_text("[Show Markdown]").click()
+    image = page.get_by_role("dialog").locator("img[src^='data:image/']")
+    expect(image).to_be_visible()
+    picture("audit-tracks")
+    page.goto(f"{ui.url}/assets/training_audit?view=checks")
+    expect(page.get_by_text("no_tensor_is_in_two_splits").first).to_be_visible()
+
+
+def test_the_dataset_says_how_it_is_loaded_and_divided(ui: WebUI, page: Page) -> None:
+    page.goto(f"{ui.url}/assets/training_dataset")
+    for label in ("splits_hash", "spec_hash", "how_to_load"):
+        expect(page.get_by_text(label, exact=True)).to_be_visible()
+    splits = page.locator("table").filter(has=page.get_by_text("validation", exact=True)).last
+    expect(splits.locator("tr")).to_have_count(1 + 12)
+
+
 def open_picture(page: Page, at_least: int) -> None:
     """Opens the first picture in an asset's metadata; it is as wide as that, in pixels."""
     page.get_by_text("[Show Markdown]").first.click()
