@@ -55,7 +55,7 @@ def ui(daq_bucket: BucketSettings, tmp_path_factory: pytest.TempPathFactory) -> 
             with Program(announce, folder / "daq", keys) as daq:
                 assert daq.ends() == 0, daq.output
             wait_until("all tensors", lambda: len(web_ui.events()) == EVENTS, 180)
-            wait_until("the training set", lambda: web_ui.materializations("recoils_figure"), 300)
+            wait_until("the training set", lambda: web_ui.materializations("training_audit"), 300)
             wait_until("no run is left", lambda: not web_ui.unfinished_runs())
             yield web_ui
             assert up.interrupt() == 130
