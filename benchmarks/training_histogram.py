@@ -13,7 +13,7 @@ import argparse
 import io
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -248,7 +248,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.only_count:
         ours(arguments.only_count)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kB on Linux
+        # Not getrusage's, which remembers the parent's memory across exec.
+        [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        print(int(peak) / 1024)
         return
     sys.exit(
         guarded(

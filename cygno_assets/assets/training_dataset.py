@@ -34,7 +34,7 @@ from cygno_assets.physics.ground_truth import RECOIL_TYPES
 from cygno_assets.physics.images import ImageError
 from cygno_assets.physics.splits import SPLITS
 from cygno_assets.storage.io_managers import TensorTableIOManager
-from cygno_assets.training import survey
+from cygno_assets.training import audit, survey
 from cygno_assets.training.archive import ArchiveError
 from cygno_assets.training.tables import (
     DATASET_COLUMNS,
@@ -84,6 +84,7 @@ _ALARM_COLUMNS = (
 def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
     """The tensors, splits, dataset and audit of the training set, for these settings."""
     spec, split_spec = settings.preprocess_spec, settings.split_spec
+    tensors_version = f"{spec.hash}-{CODE_VERSION}"
     limits = archive_limits(settings)
     store = "s3" if settings.data_url.startswith("s3://") else "file"
     owners = list(settings.owners)
@@ -96,7 +97,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         kinds={"numpy", "parquet", store},
         tags=TAGS,
         # As a live tensor's: a changed specification makes both stale.
-        code_version=f"{spec.hash}-{CODE_VERSION}",
+        code_version=tensors_version,
         io_manager_key="tensor_table_io_manager",
         metadata={"dagster/column_schema": schema((*TENSOR_COLUMNS, TENSOR))},
         description="What a model sees of the images of one recoil type and energy (keV): the "
@@ -198,7 +199,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         owners=owners,
         kinds={"parquet", "numpy", store},
         tags=TAGS,
-        code_version=spec.hash,
+        code_version=tensors_version,
         metadata={"dagster/column_schema": schema((*DATASET_COLUMNS, TENSOR))},
         description="All tensors of the training set with recoil type, energy (keV), split and "
         "digests: a Parquet file that pandas and `datasets` open, and the same tensors in the "
@@ -240,7 +241,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
                     'train = load_training("train")  # train.tensors, train.labels, train.rows\n```'
                 ),
             },
-            data_version=DataVersion(f"{spec.hash}-{training_splits['hash']}"),
+            data_version=DataVersion(f"{tensors_version}-{training_splits['hash']}"),
         )
 
     @asset(
@@ -250,7 +251,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         owners=owners,
         kinds={"pandas", "parquet", store},
         tags=TAGS,
-        code_version="1",
+        code_version=audit.CODE_VERSION,
         io_manager_key="table_io_manager",
         metadata={"dagster/column_schema": schema(OFFENDER_COLUMNS)},
         description="What is wrong with the training set: whether the energy (keV) gives the "
@@ -260,7 +261,6 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
     )
     def training_audit(training_archive: dict[str, Any]) -> MaterializeResult[Any]:
         from cygno_assets.storage.locations import data_root
-        from cygno_assets.training.audit import audit, offenders_table
         from cygno_assets.training.dataset import read_dataset_rows
 
         try:
@@ -270,8 +270,8 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
                 f"training_dataset cannot be read ({error}); materialize it again",
                 allow_retries=False,
             ) from None
-        found = audit(rows)
-        offenders = offenders_table(rows, found)
+        found = audit.audit(rows)
+        offenders = audit.offenders_table(rows, found)
         offenders.attrs = {
             "spec_hash": rows.attrs["spec_hash"],
             "splits_hash": rows.attrs["splits_hash"],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BLOCK_PX = 8
 """Side of the squares that are averaged: about the width of a spot, so noise averages out and
 light does not. On simulated images every track from 3 keV up is found, and none where none is
-(docs/training.md)."""
+(docs/training-a-model.md)."""
 BRIGHT_SD = 6.0
 """How far above the others a square is bright, in standard deviations of the squares' means."""
 FULL_SCALE_ADU = 255

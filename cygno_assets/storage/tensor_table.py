@@ -1,20 +1,21 @@
 """Tables in which each row has a tensor: one Parquet file that pandas and `datasets` both open.
 
 Here belongs the file format. float32, because with Parquet's dictionary encoding it takes no more
-room than 8 bits would, and nobody has to know how to scale it back (docs/training.md has the
-numbers).
+room than 8 bits would, and nobody has to know how to scale it back (docs/training-a-model.md has
+the numbers).
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import IO
 
@@ -62,7 +63,7 @@ def write_tensor_table(table: TensorTable, file: Path | IO[bytes]) -> None:
 
     side = table.tensors.shape[1]
     schema = _schema(table.rows, side)
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
         for first in range(0, max(len(table.rows), 1), _ROWS_AT_ONCE):
             some = slice(first, first + _ROWS_AT_ONCE)
             writer.write_table(_arrow(table.rows.iloc[some], table.tensors[some], schema))
@@ -74,8 +75,8 @@ def read_tensor_table(file: Path | IO[bytes]) -> TensorTable:
     Raises:
         ValueError: the file is damaged, or no such file.
     """
-    rows = read_rows(file)
     with _opened(file) as parquet:
+        rows = _rows(parquet)
         lists = parquet.read([TENSOR_COLUMN]).column(0).combine_chunks()
         side = _side(parquet)
     # Where `datasets` is imported, pyarrow knows its type and wraps the lists in it.
@@ -90,28 +91,37 @@ def read_rows(file: Path | IO[bytes]) -> pd.DataFrame:
         ValueError: the file is damaged, or no such file.
     """
     with _opened(file) as parquet:
-        columns = [name for name in parquet.schema_arrow.names if name != TENSOR_COLUMN]
-        rows: pd.DataFrame = parquet.read(columns).to_pandas()
-        rows.attrs = json.loads(parquet.schema_arrow.metadata[_ATTRS])
+        return _rows(parquet)
+
+
+def _rows(parquet: pq.ParquetFile) -> pd.DataFrame:
+    columns = [name for name in parquet.schema_arrow.names if name != TENSOR_COLUMN]
+    rows: pd.DataFrame = parquet.read(columns).to_pandas()
+    rows.attrs = json.loads(parquet.schema_arrow.metadata[_ATTRS])
     return rows
 
 
-def _opened(file: Path | IO[bytes]) -> pq.ParquetFile:
+@contextmanager
+def _opened(file: Path | IO[bytes]) -> Iterator[pq.ParquetFile]:
+    """The file, to be read in the block; every page is checked against its checksum.
+
+    Raises:
+        ValueError: the file, or what is read of it, is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            if TENSOR_COLUMN not in parquet.schema_arrow.names or _ATTRS not in (
+                parquet.schema_arrow.metadata or {}
+            ):
+                raise ValueError("a Parquet file, but no table of tensors")
+            yield parquet
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:  # the latter of damaged pages
         raise ValueError(f"damaged table: {error}") from None
-    if TENSOR_COLUMN not in parquet.schema_arrow.names or _ATTRS not in (
-        parquet.schema_arrow.metadata or {}
-    ):
-        parquet.close()
-        raise ValueError("a Parquet file, but no table of tensors")
-    return parquet
 
 
 def _side(parquet: pq.ParquetFile) -> int:

@@ -6,6 +6,7 @@ training/tensors.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from cygno_assets.physics.ground_truth import RecoilType
+
+CODE_VERSION = "1"
+"""Of the alarms: raised when the same rows would raise others."""
+
 Severity = Literal["ERROR", "WARN"]
 
 MAX_GAIN_BY_ENERGY = 0.1
-"""Of accuracy: how much better than guessing one may tell the recoil type from the energy."""
+"""Of balanced accuracy: how much better than guessing the energy may tell the recoil type."""
 MAX_SHARE_OF_IMAGES = 0.01
 """One image in a hundred: what a model can bear of odd ones."""
 MIN_RATIO_OF_TYPES = 0.5
@@ -83,36 +89,43 @@ def offenders_table(rows: pd.DataFrame, found: Sequence[tuple[Alarm, Finding]]) 
     )
 
 
-def accuracy_by_energy(rows: pd.DataFrame) -> tuple[float, float]:
-    """How often the recoil type is told right, by the energy alone and by nothing.
+def accuracy_by_energy(rows: pd.DataFrame) -> float:
+    """How often the recoil type is told right by the energy alone; 0.5 is guessing.
 
-    Each image's type is guessed as the more frequent one among the *other* images, of its energy
-    or of all; a tie, or no other image, counts half. So an energy that occurs once tells nothing.
+    Each image's type is guessed as the one that is more frequent, as a share of its type, among the
+    *other* images of its energy; a tie, or no other image, counts half. So an energy that occurs
+    once tells nothing.
 
     Returns:
-        Shares in [0, 1]: by the energy, by nothing.
+        Balanced accuracy, in [0, 1]: the mean of the two types' shares, so that a rare type counts
+        as much as a common one. Of a set of one type, 0.5.
     """
     images = population(rows)
-    of_all = {kind: sum(n for (k, _), n in images.items() if k == kind) for kind, _ in images}
+    of_type = {kind: sum(n for (k, _), n in images.items() if k == kind) for kind, _ in images}
+    if len(of_type) < 2:
+        return 0.5
 
-    def right(own: int, other: int) -> float:
-        return 1.0 if own - 1 > other else 0.5 if own - 1 == other else 0.0
+    def right(kind: RecoilType, energy: float) -> float:
+        share = {
+            other: (images.get((other, energy), 0) - (other == kind)) / max(of_type[other], 1)
+            for other in of_type
+        }
+        own = share.pop(kind)
+        [other] = share.values()
+        return 1.0 if own > other else 0.5 if own == other else 0.0
 
-    total = sum(images.values())
-    by_energy = by_nothing = 0.0
+    told = dict.fromkeys(of_type, 0.0)
     for (kind, energy), count in images.items():
-        same = sum(n for (_, e), n in images.items() if e == energy)
-        by_energy += count * right(count, same - count)
-        by_nothing += count * right(of_all[kind], total - of_all[kind])
-    return by_energy / total, by_nothing / total
+        told[kind] += count * right(kind, energy) / of_type[kind]
+    return sum(told.values()) / len(told)
 
 
 def _energy(rows: pd.DataFrame) -> Finding:
-    by_energy, by_nothing = accuracy_by_energy(rows)
+    accuracy = accuracy_by_energy(rows)
     return Finding(
-        by_energy <= max(by_nothing, 0.5) + MAX_GAIN_BY_ENERGY,
-        f"the energy alone tells the recoil type of {by_energy:.1%} of the images, guessing of "
-        f"{max(by_nothing, 0.5):.1%}",
+        accuracy <= 0.5 + MAX_GAIN_BY_ENERGY,
+        f"the energy alone tells the recoil type of {accuracy:.1%} of the images (both types "
+        "counting alike), guessing of 50.0%",
     )
 
 
@@ -122,12 +135,11 @@ def _one_of(column: str, what: str) -> Callable[[pd.DataFrame], Finding]:
     def look(rows: pd.DataFrame) -> Finding:
         offenders = []
         for _, alike in _alike(rows):
-            values = [str(value) for value in alike[column]]
-            if len(set(values)) > 1:
-                offenders += [
-                    (int(index), f"the same tensor as {len(alike) - 1} other: {', '.join(values)}")
-                    for index in alike.index
-                ]
+            counts = Counter(str(value) for value in alike[column])
+            if len(counts) > 1:
+                each = ", ".join(f"{count} × {value}" for value, count in sorted(counts.items()))
+                detail = f"{len(alike)} images with the same tensor: {each}"
+                offenders += [(int(index), detail) for index in alike.index]
         return Finding(not offenders, f"{len(offenders)} images are in {what}", offenders)
 
     return look
@@ -176,8 +188,8 @@ ALARMS: tuple[Alarm, ...] = (
         "energy_does_not_tell_the_type",
         "WARN",
         "Knowing the energy alone, one tells the recoil type hardly better than by guessing "
-        f"(by at most {MAX_GAIN_BY_ENERGY:.0%} of the images). If it is not so, a model may learn "
-        "energies instead of shapes: judge it by leaving energies out.",
+        f"(by at most {MAX_GAIN_BY_ENERGY:.0%} of the images, both types counting alike). If it is "
+        "not so, a model may learn energies instead of shapes: judge it by leaving energies out.",
         _energy,
     ),
     Alarm(

@@ -8,6 +8,8 @@ last, so whoever reads in between sees the dataset that was there before.
 from __future__ import annotations
 
 import io
+import os
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,17 @@ import numpy as np
 
 from cygno_assets.physics.splits import SPLITS
 from cygno_assets.storage.locations import local_path, read_whole, whole_file
-from cygno_assets.storage.tensor_table import TensorTable, read_rows, write_tensor_table
+from cygno_assets.storage.tensor_table import (
+    TensorTable,
+    read_rows,
+    read_tensor_table,
+    write_tensor_table,
+)
 from cygno_assets.training.tables import DATASET_COLUMNS, row_dicts, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
 NAME = "training_dataset"
 _TABLE = f"{NAME}.parquet"
 _PATHS_SHOWN = 5
+_KEPT_S = 3600.0  # more than any writing takes
 
 
 class DatasetError(ValueError):
@@ -137,6 +146,9 @@ def write_dataset(
     with whole_file(table) as parquet, whole_file(array) as file:
         shape = (len(images), side, side)
         tensors = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        # A disk that is full is told here, as an error; told by the map it would end the process.
+        with file.open("r+b") as whole:
+            os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
         for cell in cells:
             for row, tensor in zip(row_dicts(cell.rows), cell.tensors, strict=True):
                 place = _place(row, places, images, spec_hash)
@@ -157,34 +169,46 @@ def write_dataset(
             "tensors_file": array.name,
         }
         write_tensor_table(TensorTable(rows, tensors), parquet)
-    # Whoever has just read the table before may still open its array.
+    # Whoever has just read the table before may still open its array; and one that is new may be
+    # of somebody who writes at the same time.
     for other in root.glob(f"{NAME}-*.npy"):
-        if other.name not in {array.name, before}:
+        old = other.stat().st_mtime < time.time() - _KEPT_S
+        if old and other.name not in {array.name, before}:
             other.unlink(missing_ok=True)
     return rows
 
 
 def read_dataset(root: UPath) -> TrainingSet:
-    """Opens the dataset; on this machine its tensors are mapped, elsewhere they are fetched.
+    """Opens the dataset; on this machine its tensors are mapped, elsewhere the table is fetched.
 
     Args:
         root: folder or bucket prefix of its files.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or the array is gone that the table names.
     """
-    rows = read_dataset_rows(root)
-    array = root / rows.attrs["tensors_file"]
-    local = local_path(array)
+    local = local_path(root / _TABLE)
     if local is None:
-        tensors = np.load(io.BytesIO(read_whole(array)), allow_pickle=False)
+        table = read_tensor_table(io.BytesIO(read_whole(root / _TABLE)))
+        rows, tensors = table.rows, table.tensors
         tensors.flags.writeable = False
     else:
-        tensors = np.load(local, mmap_mode="r", allow_pickle=False)
+        rows = read_rows(local)
+        tensors = _mapped(local.with_name(rows.attrs["tensors_file"]))
     if len(tensors) != len(rows):
-        raise ValueError(f"{array.name}: {len(tensors)} tensors for {len(rows)} rows")
+        raise ValueError(f"{NAME}: {len(tensors)} tensors for {len(rows)} rows")
     return TrainingSet(tensors, rows, rows.attrs["spec_hash"], rows.attrs["splits_hash"])
+
+
+def _mapped(array: Path) -> NDArray[np.float32]:
+    try:
+        tensors: NDArray[np.float32] = np.load(array, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"{array.name} is gone, which {_TABLE} names") from None
+    except (ValueError, EOFError) as error:  # EOFError is numpy's, of an empty file
+        raise ValueError(f"{array.name}: damaged array: {error}") from None
+    return tensors
 
 
 def read_dataset_rows(root: UPath) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -159,10 +160,22 @@ def test_whoever_reads_while_it_is_written_again_sees_the_one_before(root: UPath
     assert read_dataset(root).splits_hash == manifest["hash"]
     # What was read before may still be looked at, until it is written once more.
     assert before.tensors[0, 0, 0] == np.float32(value(before.rows["path"][0]))
-    arrays = {path.name for path in root.glob("*.npy")}
-    assert len(arrays) == 2
-    written(root, seed=3)
     assert len(list(root.glob("*.npy"))) == 2
+
+
+def test_arrays_that_nobody_can_be_reading_any_more_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = data_root(load_settings({"home": tmp_path}))
+    for seed in range(3):
+        written(root, seed=seed)
+    # Somebody may be writing them at this moment.
+    assert len(list(root.glob("*.npy"))) == 3
+    for array in (tmp_path / "data").glob("*.npy"):
+        os.utime(array, (0, 0))
+    found = written(root, seed=3)
+    assert len(list(root.glob("*.npy"))) == 2  # the new one, and the one before
+    assert read_dataset(root).splits_hash == found.splits_hash
 
 
 def test_tensors_of_two_specifications_are_no_dataset(root: UPath) -> None:
@@ -207,10 +220,12 @@ def test_an_array_that_does_not_fit_its_table_is_told(tmp_path: Path) -> None:
     np.save(array, found.tensors[:-1])
     with pytest.raises(ValueError, match="79 tensors for 80 rows"):
         read_dataset(root)
-    array.unlink()
-    array.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=r"\w"):
-        read_dataset(root)
+    for left, why in ((whole[:-100], "damaged array"), (b"", "damaged array"), (None, "is gone")):
+        array.unlink()
+        if left is not None:
+            array.write_bytes(left)
+        with pytest.raises(ValueError, match=rf"{array.name}.*{why}"):
+            read_dataset(root)
 
 
 def test_one_cell_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
