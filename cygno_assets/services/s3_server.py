@@ -72,6 +72,7 @@ class S3Server:
         folder, certificates = self._folder, self._folder / "certificates"
         return [
             program("weed"),
+            f"-logdir={folder}",  # else files of every run stay in the system's temporary folder
             "mini",
             f"-dir={folder / 'data'}",
             "-ip=127.0.0.1",

@@ -9,6 +9,7 @@ from dagster import AssetKey, AssetMaterialization, DagsterInstance, DagsterRunS
 from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.assets.training import TRAINING_ASSETS, TRAINING_CELLS
+from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
 from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.services import progress as progress_module
 from cygno_assets.services.progress import Progress, TrainingProgress
@@ -87,15 +88,15 @@ def test_the_training_set_is_complete_when_each_of_its_assets_is(
     training.update(instance)
     assert training.line() == "training –"
     instance.add_dynamic_partitions("training_energy", ["6keV"])
-    others = [k for k in (*TRAINING_ASSETS, *TRAINING_FIGURES) if k not in TRAINING_CELLS]
-    made(instance, *others)
+    everything = (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
+    made(instance, *(key for key in everything if key not in TRAINING_CELLS))
     made(instance, *TRAINING_CELLS, partition="6keV|NR")
-    made(instance, TRAINING_CELLS[0], partition="6keV|ER")
+    made(instance, *TRAINING_CELLS[:-1], partition="6keV|ER")
     training.update(instance)
     assert training.line() == "training 1/2 cells"
-    assert training.missing == [TRAINING_CELLS[1].to_user_string()]
-    assert "not materialized: pixel_histogram" in training.summary()
-    made(instance, TRAINING_CELLS[1], partition="6keV|ER")
+    assert training.missing == [TRAINING_CELLS[-1].to_user_string()]
+    assert "not materialized: training_tensors" in training.summary()
+    made(instance, TRAINING_CELLS[-1], partition="6keV|ER")
     training.update(instance)
     assert training.complete
     assert training.line() == "training complete"
