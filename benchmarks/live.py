@@ -132,6 +132,11 @@ class Live:
                 self.made.setdefault(str(record.partition_key), record.timestamp)
             self.seen = page.records[-1].storage_id
 
+    def check_alive(self) -> None:
+        """Raises ServiceError if a process has ended by itself: nothing is measured then."""
+        for service in self.stack.services:
+            service.check_alive()
+
     def wait_for(self, events: int, timeout_s: float) -> None:
         """Waits until so many events have a tensor, counted from the start of this session.
 
@@ -140,7 +145,7 @@ class Live:
         """
         deadline = time.monotonic() + timeout_s
         while (done := len(self.tensors())) < events:
-            self.stack.check_alive()
+            self.check_alive()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{done} of {events} events after {timeout_s:g} s")
             time.sleep(0.5)

@@ -186,7 +186,7 @@ def _made(live: Live, asset: str) -> int:
 def _wait_for(live: Live, condition: Callable[[], bool], timeout_s: float = 600) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        live.stack.check_alive()
+        live.check_alive()
         if time.monotonic() > deadline:
             raise TimeoutError(f"not after {timeout_s:g} s")
         time.sleep(0.5)

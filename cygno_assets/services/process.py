@@ -91,14 +91,23 @@ class Service:
         Args:
             may_end: it may, if with status 0.
         """
-        status = None if self._process is None else self._process.poll()
-        if status is not None and not (may_end and status == 0):
-            raise ServiceError(f"{self.name} ended with status {status}; {self._log_tail()}")
+        if self.status is not None and not (may_end and self.status == 0):
+            raise ServiceError(f"{self.name} ended with status {self.status}; {self._log_tail()}")
+
+    @property
+    def status(self) -> int | None:
+        """With which it has ended; None while it runs, or before it was started."""
+        return None if self._process is None else self._process.poll()
 
     @property
     def ended_well(self) -> bool:
         """Whether it has ended by itself, with status 0."""
-        return self._process is not None and self._process.poll() == 0
+        return self.status == 0
+
+    def restart(self) -> None:
+        """Starts it once more; what it has left in its process group is killed first."""
+        self.stop()
+        self.start()
 
     def listens_on(self, port: int) -> bool:
         """Whether it, and not some other process, listens on this port."""

@@ -161,6 +161,10 @@ class LiveLine:
             print(line, flush=True)
         self._last, self._last_time = line, now
 
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        print(("\n" if self._terminal and self._last else "") + line, flush=True)
+
     def __enter__(self) -> Self:
         return self
 

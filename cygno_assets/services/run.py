@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from cygno_assets.daq.inbox import Inbox
+from cygno_assets.daq.inbox import Inbox, InboxUnavailableError
 from cygno_assets.services.guardian import pause
 from cygno_assets.services.process import Service
 from cygno_assets.services.progress import LiveLine, Progress, TrainingProgress
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from dagster import DagsterInstance
 
+    from cygno_assets.daq.inbox import StoredMessage
+    from cygno_assets.daq.recorder import RecorderCounts
     from cygno_assets.daq.simulator.truth import TruthTable
     from cygno_assets.services.simulated_training_set import SimulatedTrainingSet
     from cygno_assets.services.stack import Stack
@@ -120,14 +123,16 @@ def _follow_demo(
     training = TrainingProgress()
     changed, before = time.monotonic(), ""
     with _instance() as instance, LiveLine() as line:
+        stack.supervisor.say = line.say
         while True:
-            stack.check_alive()
+            stack.keep_alive()
             daq.check_alive(may_end=events is not None)
             offered.offer_when_written()
             rows = truth.rows()
             new = {_event_id(row.filename) for row in rows[progress.announced :]}
             progress.announced = len(rows)
-            progress.recorded = stack.recorder_counts().stored
+            if counts := _recorder_counts(stack):
+                progress.recorded = counts.stored
             progress.update(instance, new)
             training.update(instance)
             now = f"{progress.line()}  {training.line()}"
@@ -155,16 +160,35 @@ def _follow_up(stack: Stack) -> None:
     inbox = Inbox(stack.settings.resolve_inbox_url)
     read_to = inbox.state().last_sequence
     with _instance() as instance, LiveLine() as line:
+        stack.supervisor.say = line.say
         while True:
-            stack.check_alive()
-            _, messages = inbox.read_after(read_to, limit=_READ_AT_ONCE)
+            stack.keep_alive()
+            messages: list[StoredMessage] = []
+            with suppress(InboxUnavailableError):  # it is started again
+                _, messages = inbox.read_after(read_to, limit=_READ_AT_ONCE)
             if messages:
                 read_to = messages[-1].sequence
-            counts = stack.recorder_counts()
-            progress.announced, progress.recorded = counts.received, counts.stored
             progress.update(instance, {m.event_id for m in messages if m.event_id is not None})
-            line.show(progress.line() + ("" if counts.daq_connected else "  DAQ NOT CONNECTED"))
+            counts = _recorder_counts(stack)
+            if counts:
+                progress.announced, progress.recorded = counts.received, counts.stored
+            trouble = (
+                "  NO RECORDER"
+                if counts is None
+                else ""
+                if counts.daq_connected
+                else "  DAQ NOT CONNECTED"
+            )
+            line.show(progress.line() + trouble)
             pause(_LOOK_EVERY_S)
+
+
+def _recorder_counts(stack: Stack) -> RecorderCounts | None:
+    """None while inbox or recorder are away: they are started again."""
+    try:
+        return stack.recorder_counts()
+    except InboxUnavailableError:
+        return None
 
 
 def _instance() -> DagsterInstance:

@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cygno_assets.daq.recorder import RecorderCounts, recorder_status
+from cygno_assets.daq.recorder import recorder_status
 from cygno_assets.services.dagster_services import DagsterServices
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import Service, ServiceError
+from cygno_assets.services.supervisor import Supervisor
 from cygno_assets.settings import CHECKOUT, environment_name, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from cygno_assets.daq.recorder import RecorderCounts
     from cygno_assets.daq.simulator.bucket import BucketSettings
     from cygno_assets.settings import Settings
 
@@ -38,22 +40,26 @@ class Stack:
     Attributes:
         settings: with the inbox's address filled in.
         dagster: its processes.
-        services: all processes, so that one that ends by itself is noticed.
+        services: all processes.
+        supervisor: starts those again that end by themselves.
     """
 
     settings: Settings
     dagster: DagsterServices
     services: list[Service]
+    supervisor: Supervisor
 
-    def check_alive(self) -> None:
-        """Raises ServiceError if one of the processes has ended by itself."""
-        for service in self.services:
-            service.check_alive()
+    def keep_alive(self) -> None:
+        """Starts again what has ended by itself; to be called every second or so."""
+        self.supervisor.look(self.services)
 
-    def recorder_counts(self) -> RecorderCounts:
-        """What the recorder has counted since it started; zeros if it does not answer."""
-        counts = asyncio.run(recorder_status(self.settings.resolve_inbox_url()))
-        return counts or RecorderCounts()
+    def recorder_counts(self) -> RecorderCounts | None:
+        """What the recorder has counted since it started; None if it does not answer.
+
+        Raises:
+            InboxUnavailableError: the inbox does not answer.
+        """
+        return asyncio.run(recorder_status(self.settings.resolve_inbox_url()))
 
 
 @contextmanager
@@ -112,7 +118,7 @@ def running_stack(
         services += dagster.services
         say(f"web UI     {dagster.url}")
         cleanup.callback(say, "stopping …")
-        yield Stack(settings, dagster, services)
+        yield Stack(settings, dagster, services, Supervisor(say))
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def inner(process: psutil.Process) -> psutil.Process:
     return process.children()[0]
 
 
-@pytest.mark.parametrize("end", ["ctrl-c", "kill -9 outer", "kill -9 inner", "a service dies"])
+@pytest.mark.parametrize("end", ["ctrl-c", "kill -9 outer", "kill -9 inner"])
 def test_nothing_is_left_running(tmp_path: Path, end: str) -> None:
     with Program(["demo", "--rate", "0.5"], tmp_path / "home") as demo:
         demo.says(r"DAQ +simulated")
@@ -59,13 +59,22 @@ def test_nothing_is_left_running(tmp_path: Path, end: str) -> None:
             assert demo.interrupt() == 130
         elif end == "kill -9 outer":
             demo.process.kill()
-        elif end == "kill -9 inner":
+        else:
             inner(outer).kill()
             assert demo.ends(60) == 128 + signal.SIGKILL
-        else:
-            next(p for p in processes_of(demo.home) if "weed" in p.name()).kill()
-            assert demo.ends(60) == 1
-            assert "S3 server ended with status -9" in demo.output
+        demo.nothing_left()
+
+
+def test_services_that_die_are_started_again_and_the_demo_goes_on(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with Program(["demo", "--events", "20", "--rate", "2", "--seed", "1"], home) as demo:
+        demo.says(r"DAQ +simulated")
+        for what, program in (("daemon", "engine.daemon"), ("web UI", "dagster_webserver")):
+            killed = next(p for p in processes_of(home) if program in " ".join(p.cmdline()))
+            killed.kill()
+            demo.says(f"{what} started again")
+        assert demo.ends() == 0, demo.output
+        assert "20 announced, 20 recorded, 20 materialized, 0 failed" in demo.output
         demo.nothing_left()
 
 
