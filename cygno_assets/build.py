@@ -11,6 +11,7 @@ from cygno_assets.assets.training import build_training_assets
 from cygno_assets.assets.training_dataset import build_training_dataset
 from cygno_assets.assets.training_figures import build_training_figures
 from cygno_assets.automation.jobs import live_event_job
+from cygno_assets.automation.retries import build_failed_events_sensor
 from cygno_assets.automation.sensors import build_daq_events_sensor
 from cygno_assets.automation.training import (
     automated,
@@ -60,6 +61,7 @@ def build_defs(
         jobs=[live_event_job],
         sensors=[
             build_daq_events_sensor(settings),
+            build_failed_events_sensor(settings),
             build_archive_sensor(settings),
             build_automation_sensor(),
         ],

@@ -62,7 +62,13 @@ ANNOUNCEMENTS = AssetKey("daq_announcements")
 RAW_IMAGE = AssetKey("raw_image")
 PREPROCESSED_TENSOR = AssetKey("preprocessed_tensor")
 LIVE_TAG = "cygno/live"
-"""On runs that the sensor requested; `"true"`."""
+"""On runs that a sensor requested; `"true"`."""
+FINAL_TAG = "cygno/failed_for_good"
+"""On runs that failed on something that trying again would not mend; its kind."""
+ATTEMPT_TAG = "cygno/attempt"
+"""On runs that make an event again after a failure; the how-manieth attempt, the first run's 0."""
+MAX_ATTEMPTS = 20
+"""They take 80 minutes, more than a presigned URL lives."""
 
 # Temporary trouble that outlasts the short retries inside the request; what is final raises
 # Failure(allow_retries=False) instead.
@@ -108,6 +114,30 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         from cygno_assets.physics.images import decode_image
 
         return decode_image(data, max_pixels=settings.image_max_pixels)
+
+    def download(
+        inbox: Inbox, event_id: str, context: AssetExecutionContext
+    ) -> "tuple[tuple[StoredMessage, Announcement], bytes]":
+        """Downloads by the newest announcement, and by a newer one if that comes meanwhile.
+
+        The sensor passes over an announcement of an event that is being made.
+        """
+        found = announced(inbox, event_id)
+        while True:
+            if found is None:
+                raise _failed_for_good(context, "gone", _nothing_left(event_id, settings))
+            try:
+                data = download_image(found[1], limits)
+                if found[1].md5 is None:
+                    decode(data)  # nothing else vouches for these bytes
+            except (FinalDownloadError, ImageError):
+                newer = announced(inbox, event_id)
+                if newer is None or newer[0].sequence <= found[0].sequence:
+                    raise
+                context.log.info("failed, but it has been announced again: trying that")
+                found = newer
+            else:
+                return found, data
 
     announcements = AssetSpec(
         ANNOUNCEMENTS,
@@ -161,12 +191,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
                 context.log.info("already stored: not downloaded")
                 found = announced_if_known(inbox, event_id, context)
             else:
-                found = announced(inbox, event_id)
-                if found is None:
-                    raise _nothing_left(event_id, settings)
-                data = download_image(found[1], limits)
-                if found[1].md5 is None:
-                    decode(data)  # nothing else vouches for these bytes
+                found, data = download(inbox, event_id, context)
                 # Kept before anything is done with them: the URL dies after an hour.
                 raw_image_io_manager.keep(RAW_IMAGE, event_id, data)
                 downloaded["downloaded"] = MetadataValue.timestamp(datetime.now(UTC))
@@ -174,7 +199,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             seen[context.run.run_id] = found
             image = decode(data)
         except (NotAnEventError, FinalDownloadError, ImageError) as error:
-            raise Failure(f"{event_id}: {error}", allow_retries=False) from None
+            raise _failed_for_good(context, _kind_of(error), f"{event_id}: {error}") from None
         counts = pixel_counts(image)
         mean, sd = mean_and_sd(counts)
         low, high = range_of(counts)
@@ -219,15 +244,16 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
 
         event_id = _event_id(context)
         if _undamaged(raw_image, event_id) is None:
-            raise Failure(
+            raise _failed_for_good(
+                context,
+                "damaged",
                 f"{event_id}: the stored image is damaged; materialize raw_image again",
-                allow_retries=False,
             )
         try:
             image = decode(raw_image)
             tensor = preprocess(image, spec)
         except ImageError as error:
-            raise Failure(f"{event_id}: {error}", allow_retries=False) from None
+            raise _failed_for_good(context, _kind_of(error), f"{event_id}: {error}") from None
         clipped_low, clipped_high = clipped_shares(image, spec)
         metadata: dict[str, RawMetadataValue] = {
             "thumbnail": picture(
@@ -258,11 +284,25 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
 def _event_id(context: AssetExecutionContext) -> str:
     event_id: str = context.partition_key
     if not is_event_id(event_id):
-        raise Failure(
+        raise _failed_for_good(
+            context,
+            "not_an_event",
             f"partition {event_id[:60]!r} is no event: letters, digits, '_' and '-' only",
-            allow_retries=False,
         )
     return event_id
+
+
+def _failed_for_good(context: AssetExecutionContext, kind: str, why: str) -> Failure:
+    """A failure that trying again would not mend; said on the run too, where it can be counted."""
+    context.instance.add_run_tags(context.run.run_id, {FINAL_TAG: kind})
+    return Failure(why, metadata={"kind": kind}, allow_retries=False)
+
+
+def _kind_of(error: Exception) -> str:
+    """In a word, to count by."""
+    if isinstance(error, ImageError):
+        return "not_an_image"
+    return "not_an_event" if isinstance(error, NotAnEventError) else "download"
 
 
 def _undamaged(data: bytes | None, event_id: str) -> bytes | None:
@@ -272,12 +312,11 @@ def _undamaged(data: bytes | None, event_id: str) -> bytes | None:
     return None
 
 
-def _nothing_left(event_id: str, settings: "Settings") -> Failure:
-    return Failure(
+def _nothing_left(event_id: str, settings: "Settings") -> str:
+    return (
         f"{event_id}: neither its image is stored nor its announcement still in the inbox "
         f"(kept {settings.inbox_max_age_days:g} days); it can only be made after the DAQ has "
-        "announced it again",
-        allow_retries=False,
+        "announced it again"
     )
 
 

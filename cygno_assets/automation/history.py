@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING
 
 from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, RunsFilter
 
-from cygno_assets.assets.live import PREPROCESSED_TENSOR
+from cygno_assets.assets.live import (
+    ATTEMPT_TAG,
+    FINAL_TAG,
+    LIVE_TAG,
+    MAX_ATTEMPTS,
+    PREPROCESSED_TENSOR,
+)
 from cygno_assets.assets.training import TRAINING_ARCHIVE, TRAINING_ASSETS, TRAINING_CELLS
 from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
 from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.partitions import training_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
 
     from dagster import DagsterInstance, DagsterRun
@@ -74,8 +80,34 @@ def events_of(runs: Iterable[DagsterRun]) -> set[str]:
     return {run.tags[PARTITION_TAG] for run in runs if PARTITION_TAG in run.tags}
 
 
+def runs_by_id(instance: DagsterInstance, run_ids: Sequence[str]) -> dict[str, DagsterRun]:
+    """These runs, as far as they are still known."""
+    runs = instance.get_runs(RunsFilter(run_ids=list(run_ids))) if run_ids else []
+    return {run.run_id: run for run in runs}
+
+
+def attempt_of(run: DagsterRun) -> int:
+    """The how-manieth attempt at its event a run is; the first run's is 0."""
+    return int(run.tags.get(ATTEMPT_TAG, "0"))
+
+
+def retried_by_dagster(run: DagsterRun) -> bool:
+    """Whether Dagster runs it again by itself, because its process died."""
+    return run.tags.get("dagster/will_retry") == "true"
+
+
+def may_pass(run: DagsterRun) -> bool:
+    """Whether the sensor `failed_events` makes a live run's event again after it has failed."""
+    return (
+        run.status == DagsterRunStatus.FAILURE
+        and LIVE_TAG in run.tags
+        and FINAL_TAG not in run.tags
+        and attempt_of(run) < MAX_ATTEMPTS
+    )
+
+
 def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, str]:
-    """Which of these events have a failed or canceled run that will not be retried, and why.
+    """Which of these events have a failed or canceled run that nothing runs again, and why.
 
     Whether such an event is materialized or running all the same, the caller knows.
     """
@@ -90,7 +122,7 @@ def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[st
     return {
         run.tags[PARTITION_TAG]: _reason(instance, run)
         for run in reversed(runs)  # so that the newest run's reason stays
-        if run.tags.get("dagster/will_retry") != "true"
+        if not retried_by_dagster(run) and not may_pass(run)
     }
 
 
@@ -136,8 +168,7 @@ def failed_training_runs(instance: DagsterInstance, since: datetime) -> list[str
     return [
         _reason(instance, run)
         for run in runs
-        if run.tags.get("dagster/will_retry") != "true"
-        and set(_TRAINING) & set(run.asset_selection or ())
+        if not retried_by_dagster(run) and set(_TRAINING) & set(run.asset_selection or ())
     ]
 
 

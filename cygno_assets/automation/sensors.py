@@ -125,9 +125,7 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
         context: SensorEvaluationContext, inbox: ResourceParam[Inbox]
     ) -> SensorResult | SkipReason:
         before = Cursor.parse(context.cursor)
-        # Before the inbox is read: what ends meanwhile is found materialized below.
-        runs = unfinished_runs(context.instance)
-        unfinished = sum(LIVE_TAG in run.tags for run in runs)
+        unfinished = sum(LIVE_TAG in run.tags for run in unfinished_runs(context.instance))
         room = settings.max_unfinished_live_runs - unfinished
         state, messages = inbox.read_after(before.sequence, limit=room)
         cursor, notes = before.checked(state)
@@ -146,8 +144,10 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
         if messages:
             cursor = replace(cursor, sequence=messages[-1].sequence)
         newest = {m.event_id: m for m in messages if m.event_id is not None}
+        # In this order. A run that is under way after its event's newest announcement was read
+        # looks at that one before it fails; one that ends in between is found materialized.
+        running = events_of(unfinished_runs(context.instance)) & newest.keys() if newest else set()
         done = materialized_events(context.instance, newest)
-        running = events_of(runs) & newest.keys()
         wanted = [m for key, m in newest.items() if key not in done and key not in running]
         skipped = _skipped(messages, wanted, done, running)
         if skipped:

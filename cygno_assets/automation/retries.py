@@ -1,0 +1,166 @@
+"""The sensor `failed_events`: makes events again whose failure may pass by itself.
+
+Here belongs when. A run says itself if trying again is of no use (FINAL_TAG); all else passes: a
+server or a disk that was away, a process that was killed. Short troubles never come here, for they
+are retried inside the request and inside the run.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+
+from dagster import (
+    DagsterEventType,
+    DagsterInstance,
+    DefaultSensorStatus,
+    RunRequest,
+    RunStatusChangeRecordsFilter,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    sensor,
+)
+
+from cygno_assets.assets.live import ATTEMPT_TAG, LIVE_TAG
+from cygno_assets.automation.history import (
+    PARTITION_TAG,
+    attempt_of,
+    events_of,
+    materialized_events,
+    may_pass,
+    retried_by_dagster,
+    runs_by_id,
+    unfinished_runs,
+)
+from cygno_assets.automation.jobs import live_event_job
+from cygno_assets.automation.sensors import SEQUENCE_TAG
+from cygno_assets.settings import Settings
+
+_EVERY_S = 5
+_FIRST_PAUSE_S = 10.0
+_LONGEST_PAUSE_S = 300.0
+_FAILURES_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An event that is to be made again.
+
+    Attributes:
+        run_id: of the run that failed.
+        due: seconds since 1970 before which it is not.
+    """
+
+    run_id: str
+    due: float
+
+
+@dataclass
+class Cursor:
+    """What the sensor remembers.
+
+    Attributes:
+        storage_id: of the last failure read; None before the first tick.
+        waiting: what is to be made again, by event.
+    """
+
+    storage_id: int | None = None
+    waiting: dict[str, Waiting] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Cursor":
+        """Reads what Dagster keeps.
+
+        Raises:
+            ValueError: it is no cursor of this sensor.
+        """
+        if not text:
+            return cls()
+        try:
+            value = json.loads(text)
+            waiting = {event: Waiting(**fields) for event, fields in value["waiting"].items()}
+            return cls(value["storage_id"], waiting)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(
+                f"the cursor {text[:80]!r} is none of this sensor; delete it to begin anew"
+            ) from None
+
+    def dump(self) -> str:
+        """As Dagster keeps it."""
+        return json.dumps(asdict(self))
+
+    def read_failures(self, instance: DagsterInstance) -> None:
+        """Reads on in the runs that failed; on the first tick none, for they may be years old."""
+        if self.storage_id is None:
+            newest = instance.fetch_run_status_changes(DagsterEventType.RUN_FAILURE, limit=1)
+            self.storage_id = newest.records[0].storage_id if newest.records else 0
+            return
+        failures = instance.fetch_run_status_changes(
+            RunStatusChangeRecordsFilter(
+                event_type=DagsterEventType.RUN_FAILURE, after_storage_id=self.storage_id
+            ),
+            limit=_FAILURES_AT_ONCE,
+            ascending=True,
+        ).records
+        if not failures:
+            return
+        self.storage_id = failures[-1].storage_id
+        runs = runs_by_id(instance, [failure.run_id for failure in failures])
+        for failure in failures:
+            run = runs.get(failure.run_id)
+            if run is not None and may_pass(run):
+                pause = min(_FIRST_PAUSE_S * 2 ** attempt_of(run), _LONGEST_PAUSE_S)
+                due = failure.timestamp + pause
+                self.waiting[run.tags[PARTITION_TAG]] = Waiting(run.run_id, due)
+
+
+def build_failed_events_sensor(settings: Settings) -> SensorDefinition:
+    """The sensor, for these settings."""
+
+    @sensor(
+        name="failed_events",
+        job=live_event_job,
+        minimum_interval_seconds=_EVERY_S,
+        default_status=DefaultSensorStatus.RUNNING,
+        description="Makes events again whose run failed on something that may pass: after 10 s, "
+        f"20 s, … at most {_LONGEST_PAUSE_S:g} s, until their URL has expired. What is of no use "
+        "to try again, such as a wrong md5, stays failed.",
+    )
+    def failed_events(context: SensorEvaluationContext) -> SensorResult:
+        cursor = Cursor.parse(context.cursor)
+        cursor.read_failures(context.instance)
+        now = time.time()
+        due = [event for event, waiting in cursor.waiting.items() if waiting.due <= now]
+        if not due:
+            return SensorResult(
+                skip_reason=SkipReason(f"{len(cursor.waiting)} events wait to be made again"),
+                cursor=cursor.dump(),
+            )
+        failed = runs_by_id(context.instance, [cursor.waiting[event].run_id for event in due])
+        # In this order: what ends in between is found materialized.
+        unfinished = unfinished_runs(context.instance)
+        running = events_of(unfinished)
+        done = materialized_events(context.instance, due)
+        room = settings.max_unfinished_live_runs - sum(LIVE_TAG in run.tags for run in unfinished)
+        requests: list[RunRequest] = []
+        for event in due:
+            run = failed.get(cursor.waiting[event].run_id)
+            if (
+                run is None  # pruned
+                or retried_by_dagster(run)  # only now: Dagster's tag comes after its failure
+                or event in done
+                or event in running  # if that one fails, it is read here
+            ):
+                del cursor.waiting[event]
+            elif len(requests) < room:
+                del cursor.waiting[event]
+                tags = {
+                    LIVE_TAG: "true",
+                    ATTEMPT_TAG: str(attempt_of(run) + 1),
+                    SEQUENCE_TAG: run.tags.get(SEQUENCE_TAG, ""),
+                }
+                requests.append(RunRequest(partition_key=event, tags=tags))
+        return SensorResult(run_requests=requests, cursor=cursor.dump())
+
+    return failed_events
