@@ -16,17 +16,19 @@ import pytest
 from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult
 from PIL import Image
 
-from cygno_assets.assets.live import LIVE_TAG
+from cygno_assets.assets.live import FINAL_TAG, LIVE_TAG
 from cygno_assets.build import build_defs
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
 from cygno_assets.physics.histogram import counts_from_text
 from cygno_assets.physics.images import decode_image, preprocess
 from cygno_assets.physics.spec import PreprocessSpec
 from cygno_assets.settings import Settings, load_settings
+from cygno_assets_tests.daq.test_download import serving
 from cygno_assets_tests.wire import REAL_IMAGES, fill_inbox, message, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from http.server import BaseHTTPRequestHandler
     from pathlib import Path
 
 RAW, TENSOR = AssetKey("raw_image"), AssetKey("preprocessed_tensor")
@@ -312,6 +314,36 @@ def test_what_is_not_what_was_announced_is_refused_and_not_kept(
     assert not detector.raw_file(bad).exists()
     detector.overrides.pop("download_max_bytes", None)
     assert detector.run(detector.announce(REAL_IMAGES[0].read_bytes())).success
+
+
+def test_an_event_announced_again_while_it_is_made_is_made_by_the_new_url(
+    detector: Detector,
+) -> None:
+    """The sensor passes over it, for a run is under way: that run must look."""
+    data = REAL_IMAGES[0].read_bytes()
+    with serving() as origin:
+
+        def announce_again_and_refuse(request: BaseHTTPRequestHandler) -> None:
+            detector.announce(data)
+            request.send_error(403)
+
+        first = origin.announced(announce_again_and_refuse, data=data)
+        fill_inbox(detector.inbox_url, [message(first.filename, first.url, TAKEN)])
+        assert detector.run(first.event_id).success
+        assert len(origin.requests) == 1
+    assert detector.raw_file(first.event_id).read_bytes() == data
+    assert detector.metadata(RAW, first.event_id)["stream_sequence"] == 2
+
+
+def test_a_failure_for_good_says_so_on_the_run(detector: Detector) -> None:
+    event_id = detector.announce(b"no image")
+    result = detector.run(event_id)
+    assert not result.success
+    run = detector.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.tags[FINAL_TAG] == "not_an_image"
+    [failure] = [e.step_failure_data for e in result.all_events if e.is_step_failure]
+    assert failure.user_failure_data.metadata["kind"].value == "not_an_image"
 
 
 def test_names_without_md5_are_accepted_by_setting(detector: Detector) -> None:
