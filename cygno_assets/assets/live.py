@@ -33,10 +33,12 @@ from cygno_assets.daq.announcement import (
     parse_announcement,
 )
 from cygno_assets.daq.download import (
+    DownloadError,
     DownloadLimits,
-    FinalDownloadError,
+    RetriableDownloadError,
     content_md5,
     download_image,
+    span,
 )
 from cygno_assets.daq.inbox import (
     EVENT_SUBJECT,
@@ -45,6 +47,7 @@ from cygno_assets.daq.inbox import (
     InboxUnavailableError,
     StoredMessage,
 )
+from cygno_assets.hosts import AllowedHost
 from cygno_assets.partitions import daq_event_partitions
 from cygno_assets.physics.images import ImageError
 from cygno_assets.settings import SettingsError
@@ -64,6 +67,9 @@ PREPROCESSED_TENSOR = AssetKey("preprocessed_tensor")
 LIVE_TAG = "cygno/live"
 """On runs that the sensor requested; `"true"`."""
 
+KIND = "kind"
+"""Metadata of a failure: what it is, in a word that stays the same; docs/operating.md has them."""
+
 # Temporary trouble that outlasts the short retries inside the request; what is final raises
 # Failure(allow_retries=False) instead.
 _RETRY = RetryPolicy(max_retries=2, delay=2, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
@@ -77,6 +83,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
     limits = DownloadLimits(
         max_bytes=settings.download_max_bytes,
         timeout_s=settings.download_timeout_s,
+        hosts=tuple(AllowedHost.parse(entry) for entry in settings.download_hosts),
         ca_file=settings.download_ca_file,
         insecure=settings.download_insecure,
     )
@@ -154,6 +161,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         )
 
         event_id = _event_id(context)
+        found: tuple[StoredMessage, Announcement] | None = None
         downloaded: dict[str, RawMetadataValue] = {}
         try:
             data = _undamaged(raw_image_io_manager.stored(RAW_IMAGE, event_id), event_id)
@@ -164,7 +172,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
                 found = announced(inbox, event_id)
                 if found is None:
                     raise _nothing_left(event_id, settings)
-                data = download_image(found[1], limits)
+                data = download_image(found[1], limits, received=found[0].received)
                 if found[1].md5 is None:
                     decode(data)  # nothing else vouches for these bytes
                 # Kept before anything is done with them: the URL dies after an hour.
@@ -173,8 +181,10 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             seen.clear()
             seen[context.run.run_id] = found
             image = decode(data)
-        except (NotAnEventError, FinalDownloadError, ImageError) as error:
-            raise Failure(f"{event_id}: {error}", allow_retries=False) from None
+        except DownloadError as error:
+            raise _not_downloaded(event_id, error, found) from None
+        except (NotAnEventError, ImageError) as error:
+            raise _useless(event_id, error) from None
         counts = pixel_counts(image)
         mean, sd = mean_and_sd(counts)
         low, high = range_of(counts)
@@ -227,7 +237,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             image = decode(raw_image)
             tensor = preprocess(image, spec)
         except ImageError as error:
-            raise Failure(f"{event_id}: {error}", allow_retries=False) from None
+            raise _useless(event_id, error) from None
         clipped_low, clipped_high = clipped_shares(image, spec)
         metadata: dict[str, RawMetadataValue] = {
             "thumbnail": picture(
@@ -277,7 +287,27 @@ def _nothing_left(event_id: str, settings: "Settings") -> Failure:
         f"{event_id}: neither its image is stored nor its announcement still in the inbox "
         f"(kept {settings.inbox_max_age_days:g} days); it can only be made after the DAQ has "
         "announced it again",
+        metadata={KIND: "gone"},
         allow_retries=False,
+    )
+
+
+def _useless(event_id: str, error: NotAnEventError | ImageError) -> Failure:
+    kind = "no_event" if isinstance(error, NotAnEventError) else "no_image"
+    return Failure(f"{event_id}: {error}", metadata={KIND: kind}, allow_retries=False)
+
+
+def _not_downloaded(
+    event_id: str, error: DownloadError, found: "tuple[StoredMessage, Announcement] | None"
+) -> Failure:
+    received = None if found is None else found[0].received
+    waited = ""
+    if error.kind == "expired" and received is not None:
+        waited = f"; the event had waited {span(datetime.now(UTC) - received)}"
+    return Failure(
+        f"{event_id}: {error}{waited}",
+        metadata={KIND: error.kind},
+        allow_retries=isinstance(error, RetriableDownloadError),
     )
 
 
