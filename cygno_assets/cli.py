@@ -97,14 +97,28 @@ def demo(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Authority of the object store's certificate; overrides CYGNO_DOWNLOAD_CA_FILE.",
 )
+@click.option(
+    "--image-host",
+    "image_hosts",
+    multiple=True,
+    help="Host[:port] that images may be fetched from, as in the announced URLs; repeatable; "
+    "overrides CYGNO_DOWNLOAD_HOSTS.",
+)
 @_port
-def up(nats_url: str | None, ca_file: Path | None, port: int | None) -> None:
+def up(
+    nats_url: str | None, ca_file: Path | None, image_hosts: tuple[str, ...], port: int | None
+) -> None:
     """Run everything against a real DAQ, until Ctrl-C."""
     from cygno_assets.services.run import run_up
 
     _guarded(
         lambda: run_up(
-            {"daq_nats_url": nats_url, "download_ca_file": ca_file, "webserver_port": port}
+            {
+                "daq_nats_url": nats_url,
+                "download_ca_file": ca_file,
+                "download_hosts": ",".join(image_hosts) or None,
+                "webserver_port": port,
+            }
         )
     )
 

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from cygno_assets.hosts import AllowedHost
 from cygno_assets.physics.spec import PreprocessSpec
 from cygno_assets.physics.splits import SplitSpec
 
@@ -67,6 +68,13 @@ class Settings(BaseModel):
         "zone (the school's: Europe/Rome).",
     )
 
+    download_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts to fetch images from, separated by commas, as they stand in the "
+        "announced URLs: `host`, `host:port`, an address, or `*.example.org` for all names below "
+        "it that lead to public addresses. Only by https, unless written `http://host:port`. "
+        "From any other host nothing is fetched.",
+    )
     download_ca_file: Path | None = Field(
         None,
         description="PEM file of the authority that signed the object store's certificate; "
@@ -191,12 +199,17 @@ class Settings(BaseModel):
         "`team:name`.",
     )
 
-    @field_validator("owners", mode="before")
+    @field_validator("owners", "download_hosts", mode="before")
     @classmethod
-    def _split_owners(cls, value: object) -> object:
+    def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("download_hosts")
+    @classmethod
+    def _in_one_form(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(AllowedHost.parse(entry)) for entry in value)
 
     @field_validator("owners")
     @classmethod
@@ -420,7 +433,7 @@ def settings_table() -> str:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for field, info in Settings.model_fields.items():
         default = info.default
-        if default is None:
+        if default is None or default == ():
             shown = "–"
         elif field == "home":
             shown = "`.cygno` in the checkout"

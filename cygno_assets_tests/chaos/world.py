@@ -316,6 +316,7 @@ def running_world(home: Path) -> Iterator[World]:
             "daq_nats_url": daq_nats.url,
             "daq_timezone": "UTC",
             "download_ca_file": store.ca_file,
+            "download_hosts": store.endpoint,
             "training_archive": _NO_TRAINING_SET,
             "webserver_port": free_port(),
         }
