@@ -126,6 +126,11 @@ class Settings(BaseModel):
         description="Live runs queued or running at once; further events wait in the inbox.",
     )
 
+    reconciliation_cron: str = Field(
+        "*/15 * * * *",
+        description="When it is checked that no event was lost, as a cron line in UTC.",
+    )
+
     storage_url: str | None = Field(
         None,
         description="Where images and tensors are kept: `file:///…` or `s3://bucket/prefix`. "

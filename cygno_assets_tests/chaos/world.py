@@ -22,9 +22,10 @@ import psutil
 from dagster import AssetRecordsFilter, DagsterInstance, DagsterRunStatus, RunsFilter
 
 from cygno_assets.assets.live import FINAL_TAG, PREPROCESSED_TENSOR
-from cygno_assets.automation.history import PARTITION_TAG, unfinished_runs
 from cygno_assets.daq.download import content_md5
 from cygno_assets.daq.simulator.bucket import Bucket
+from cygno_assets.records.history import PARTITION_TAG, unfinished_runs
+from cygno_assets.services.guardian import pause
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import Service, free_port
 from cygno_assets.services.s3_server import BucketAccess, S3Server
@@ -211,7 +212,7 @@ class World:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.keep_alive()
-            time.sleep(min(left, _POLL_S))
+            pause(min(left, _POLL_S))
 
     def wait_for(self, what: str, happened: Any, timeout_s: float) -> bool:
         """Lets time go by until it has happened; False if it has not in time."""
@@ -221,7 +222,7 @@ class World:
             if time.monotonic() > deadline:
                 _say(f"after {timeout_s:g} s still not: {what}")
                 return False
-            time.sleep(_POLL_S)
+            pause(_POLL_S)
         return True
 
     def keep_alive(self) -> None:
