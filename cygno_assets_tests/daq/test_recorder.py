@@ -129,8 +129,7 @@ def record(
                 "all is recorded",
                 lambda: counts.stored + counts.duplicate + counts.rejected == len(payloads),
             )
-            status = await recorder_status(inbox_url)
-            assert status is not None
+            [status] = await recorder_status(inbox_url)
             return status
 
     counts = asyncio.run(work())
@@ -270,18 +269,18 @@ def test_nobody_records() -> None:
 
 
 def test_without_a_recorder_there_is_no_status(inbox_url: str) -> None:
-    assert asyncio.run(recorder_status(inbox_url)) is None
+    assert asyncio.run(recorder_status(inbox_url)) == []
 
 
 def test_it_waits_for_both_servers(daq_server: NatsServer, inbox_server: NatsServer) -> None:
     async def work() -> None:
         async with recording(daq_server.url, inbox_server.url) as recorder:
             inbox_server.start()
-            status = None
+            statuses: list[RecorderCounts] = []
             async with asyncio.timeout(30):
-                while status is None:
-                    status = await recorder_status(inbox_server.url)
-            assert not status.daq_connected
+                while not statuses:
+                    statuses = await recorder_status(inbox_server.url)
+            assert not statuses[0].daq_connected
             daq_server.start()
             await until("it listens", lambda: recorder.counts.daq_connected)
             async with daq(daq_server.url) as client:
@@ -302,8 +301,7 @@ def test_it_survives_a_restart_of_the_daqs_server(daq_server: NatsServer, inbox_
             for number in (1, 2):
                 daq_server.stop()
                 await until("the loss is noticed", lambda: not counts.daq_connected)
-                status = await recorder_status(inbox_url)
-                assert status is not None
+                [status] = await recorder_status(inbox_url)
                 assert not status.daq_connected
                 daq_server.start()
                 await until("it listens again", lambda: counts.daq_connected)
@@ -345,7 +343,7 @@ def test_what_is_announced_while_the_inbox_is_away_is_stored_afterwards(
             await publish(client, event(8))
             await until("the next is stored", lambda: counts.stored + counts.duplicate == 8)
             assert counts.dropped == 0
-            assert await recorder_status(inbox_server.url) == counts
+            assert await recorder_status(inbox_server.url) == [counts]
 
     asyncio.run(work())
 
