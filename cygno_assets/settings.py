@@ -321,9 +321,9 @@ class Settings(BaseModel):
                 f"{PREFIX}DAQ_NATS_USER and {PREFIX}DAQ_NATS_PASSWORD go together: "
                 "set both or neither"
             )
+        url = urlsplit(self.daq_nats_url)
         ways = {
-            f"user or token in {PREFIX}DAQ_NATS_URL": urlsplit(self.daq_nats_url).username
-            is not None,
+            f"user or token in {PREFIX}DAQ_NATS_URL": url.username is not None,
             f"{PREFIX}DAQ_NATS_USER": self.daq_nats_user is not None,
             f"{PREFIX}DAQ_NATS_TOKEN": self.daq_nats_token is not None,
             f"{PREFIX}DAQ_NATS_CREDENTIALS_FILE": self.daq_nats_credentials_file is not None,
@@ -331,7 +331,7 @@ class Settings(BaseModel):
         taken = [way for way, is_set in ways.items() if is_set]
         if len(taken) > 1:
             raise ValueError(f"{' and '.join(taken)} exclude each other: set one")
-        if self.daq_nats_ca_file is not None and self.daq_nats_url.startswith("ws://"):
+        if self.daq_nats_ca_file is not None and url.scheme == "ws":
             raise ValueError(
                 f"{PREFIX}DAQ_NATS_CA_FILE is of no use with ws:// in {PREFIX}DAQ_NATS_URL: "
                 "set wss://"
