@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from nats.js.api import ConsumerConfig
 
+from cygno_assets.daq import inbox
 from cygno_assets.daq.recorder import RecorderCounts, add_up
-from cygno_assets.daq.source import DURABLE
+from cygno_assets.daq.source import DURABLE, DurableConsumer
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets_tests.daq.recording import (
     SUBJECT,
@@ -327,3 +328,97 @@ def test_a_consumer_of_that_name_that_is_not_ours_is_left_alone(
     asyncio.run(work())
 
     assert stored_payloads(inbox_url) == [event(1)]
+
+
+@pytest.mark.parametrize("premade", [False, True], ids=["creates it", "made by the DAQ's people"])
+def test_the_documented_permissions_are_enough(
+    tmp_path: Path, inbox_url: str, premade: bool
+) -> None:
+    consumer = f"{STREAM}.{DURABLE}"
+    allowed = [
+        "$JS.API.STREAM.NAMES",
+        f"$JS.API.CONSUMER.INFO.{consumer}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{consumer}",
+        f"$JS.ACK.{consumer}.>",
+        *([] if premade else [f"$JS.API.CONSUMER.CREATE.{consumer}.>"]),
+    ]
+    with other_server(
+        tmp_path / "daq",
+        f"jetstream {{ store_dir: {json.dumps(str(tmp_path / 'store'))} }}",
+        "authorization { users: [",
+        '{ user: "admin", password: "admin" }',
+        '{ user: "anna", password: "hunter2",',
+        f"permissions: {{ publish: {{ allow: {json.dumps(allowed)} }}, ",
+        f'subscribe: {{ allow: ["_INBOX.>", "{SUBJECT}"] }} }} }}',
+        "] }",
+    ) as url:
+        as_admin = url.replace("nats://", "nats://admin:admin@")
+        with_jetstream(as_admin, add_stream)
+
+        async def work() -> None:
+            async with daq(as_admin) as client:
+                if premade:
+                    assert await DurableConsumer.find(client, SUBJECT)
+                async with recording(
+                    url, inbox_url, daq_nats_user="anna", daq_nats_password="hunter2"
+                ) as recorder:
+                    await until("it reads the stream", lambda: recorder.counts.durable)
+                    await publish(client, event(1))
+                    await until("it is stored", lambda: recorder.counts.stored == 1)
+                    info = client.jetstream().consumer_info
+                    async with asyncio.timeout(10):
+                        while (await info(STREAM, DURABLE)).num_ack_pending:
+                            await asyncio.sleep(0.01)
+
+        asyncio.run(work())
+
+    assert stored_payloads(inbox_url) == [event(1)]
+
+
+def test_what_comes_again_long_after_it_was_stored_is_not_stored_twice(
+    streaming_daq: NatsServer, inbox_url: str
+) -> None:
+    """As if the acknowledgement had been lost in a long outage of the DAQ's server."""
+    counted = add_up([])
+
+    async def forgotten(jetstream: JetStreamContext) -> None:
+        config = (await jetstream.stream_info(inbox.STREAM)).config
+        await jetstream.update_stream(config.evolve(duplicate_window=0.1))
+        probe = {"Nats-Msg-Id": "probe"}
+        async with asyncio.timeout(20):
+            for _ in range(2):  # the second time, all ids from before the first are forgotten
+                while (
+                    await jetstream.publish(inbox.REJECTED_SUBJECT, b"probe", headers=probe)
+                ).duplicate:
+                    await asyncio.sleep(0.05)
+
+    async def given_and_taken_back() -> None:
+        async with daq(streaming_daq.url) as client:
+            jetstream = client.jetstream()
+            await publish(client, event(1))
+            mine = await jetstream.pull_subscribe_bind(DURABLE, STREAM)
+            [given] = await mine.fetch(1)
+            await given.nak()
+            await client.flush()
+
+    async def work() -> None:
+        nonlocal counted
+        async with recording(streaming_daq.url, inbox_url) as recorder:
+            await until("it reads the stream", lambda: recorder.counts.durable)
+            async with daq(streaming_daq.url) as client:
+                await publish(client, event(1))
+                await until("it is stored", lambda: recorder.counts.stored == 1)
+
+        await given_and_taken_back()
+        client = await inbox.connect(inbox_url)
+        await forgotten(client.jetstream())
+        await client.close()
+
+        async with recording(streaming_daq.url, inbox_url) as recorder:
+            await until("it comes again", lambda: recorder.counts.duplicate == 1)
+            counted = recorder.counts
+
+    asyncio.run(work())
+
+    assert (counted.stored, counted.received) == (0, 0)
+    assert stored_payloads(inbox_url).count(event(1)) == 1
