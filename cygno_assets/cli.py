@@ -124,13 +124,16 @@ def up(
 
 
 @cli.command()
-def record() -> None:
-    """Run the recorder alone: from the DAQ's server into an inbox that runs already."""
+@click.option(
+    "--name", default="recorder", show_default=True, help="Tells it from others beside it."
+)
+def record(name: str) -> None:
+    """Run a recorder alone: from the DAQ's server into an inbox that runs already."""
     from cygno_assets.daq.recorder import Recorder
 
     settings = load_settings()
     _log_to_terminal()
-    _run_until_signal(Recorder(settings, settings.resolve_inbox_url()).run())
+    _run_until_signal(Recorder(settings, settings.resolve_inbox_url(), name).run())
 
 
 @cli.command()

@@ -58,8 +58,23 @@ class Settings(BaseModel):
     daq_nats_url: str = Field(
         "nats://127.0.0.1:4222",
         repr=False,  # may hold a password
-        description="NATS server of the DAQ; `nats://user:password@host:port` or "
-        "`nats://token@host:port` where it asks for one.",
+        description="NATS server of the DAQ; `tls://host:port` insists on TLS. It may hold user "
+        "and password, or a token: `nats://user:password@host:port`, `nats://token@host:port`.",
+    )
+    daq_nats_user: str | None = Field(None, description="User at the DAQ's NATS server.")
+    daq_nats_password: SecretStr | None = Field(None, description="That user's password.")
+    daq_nats_token: SecretStr | None = Field(
+        None, description="Token for the DAQ's NATS server, instead of user and password."
+    )
+    daq_nats_credentials_file: Path | None = Field(
+        None,
+        description="Credentials file for the DAQ's NATS server (`….creds`, a JWT and its seed), "
+        "instead of user and password.",
+    )
+    daq_nats_ca_file: Path | None = Field(
+        None,
+        description="PEM file of the authority that signed the certificate of the DAQ's NATS "
+        "server. With it, a server without TLS is refused.",
     )
     daq_subject: str = Field("daq/data", description="Subject the DAQ announces images on.")
     daq_timezone: str = Field(
@@ -294,12 +309,52 @@ class Settings(BaseModel):
             raise ValueError(f"{value!r} is not 64 hexadecimal digits")
         return value
 
-    @field_validator("download_ca_file", "storage_s3_ca_file", "training_archive_ca_file")
+    @field_validator(
+        "daq_nats_credentials_file",
+        "daq_nats_ca_file",
+        "download_ca_file",
+        "storage_s3_ca_file",
+        "training_archive_ca_file",
+    )
     @classmethod
     def _existing_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError(f"there is no file {str(value)!r}")
         return value
+
+    @field_validator("daq_nats_credentials_file")
+    @classmethod
+    def _jwt_and_seed(cls, value: Path | None) -> Path | None:
+        # nats-py would look for the end of a file that holds no JWT for ever.
+        if value is not None:
+            text = value.read_text(errors="replace")
+            if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
+                raise ValueError(f"{str(value)!r} does not hold a NATS user JWT and its seed")
+        return value
+
+    @model_validator(mode="after")
+    def _one_login_at_the_daq(self) -> Settings:
+        if (self.daq_nats_user is None) != (self.daq_nats_password is None):
+            raise ValueError(
+                f"{PREFIX}DAQ_NATS_USER and {PREFIX}DAQ_NATS_PASSWORD go together: "
+                "set both or neither"
+            )
+        url = urlsplit(self.daq_nats_url)
+        ways = {
+            f"user or token in {PREFIX}DAQ_NATS_URL": url.username is not None,
+            f"{PREFIX}DAQ_NATS_USER": self.daq_nats_user is not None,
+            f"{PREFIX}DAQ_NATS_TOKEN": self.daq_nats_token is not None,
+            f"{PREFIX}DAQ_NATS_CREDENTIALS_FILE": self.daq_nats_credentials_file is not None,
+        }
+        taken = [way for way, is_set in ways.items() if is_set]
+        if len(taken) > 1:
+            raise ValueError(f"{' and '.join(taken)} exclude each other: set one")
+        if self.daq_nats_ca_file is not None and url.scheme == "ws":
+            raise ValueError(
+                f"{PREFIX}DAQ_NATS_CA_FILE is of no use with ws:// in {PREFIX}DAQ_NATS_URL: "
+                "set wss://"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fit_together(self) -> Settings:

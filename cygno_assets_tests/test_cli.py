@@ -35,6 +35,13 @@ def test_settings_lists_every_setting() -> None:
         assert f"{environment_name(field)} = " in listed
 
 
+@pytest.mark.parametrize("arguments", [["settings"], ["settings", "--markdown"], ["record", "-h"]])
+def test_no_secret_is_listed(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("USER", "PASSWORD", "TOKEN", "URL"):
+        monkeypatch.setenv(f"CYGNO_DAQ_NATS_{name}", "hunter2")
+    assert "hunter2" not in CliRunner().invoke(cli, arguments).output
+
+
 def test_the_documented_table_is_the_one_in_the_code() -> None:
     assert settings_table() in (CHECKOUT / "docs" / "settings.md").read_text(), (
         "put the output of `cygno-assets settings --markdown` into docs/settings.md"

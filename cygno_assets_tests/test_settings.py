@@ -142,6 +142,15 @@ def test_a_setting_is_read(variable: str, value: str, read: object) -> None:
         ("OWNERS", "anna", "'anna' is neither an e-mail address nor `team:name`"),
         ("OWNERS", "team:", "'team:' is neither"),
         ("OWNERS", "team:cygno,team:a@b", "'team:a@b' is neither"),
+        ("DAQ_NATS_CA_FILE", "nowhere.pem", "there is no file 'nowhere.pem'"),
+        ("DAQ_NATS_CREDENTIALS_FILE", "nowhere.creds", "there is no file 'nowhere.creds'"),
+        (
+            "DAQ_NATS_CREDENTIALS_FILE",
+            str(CHECKOUT / "LICENSE"),
+            "does not hold a NATS user JWT and its seed",
+        ),
+        ("DAQ_NATS_USER", "anna", "CYGNO_DAQ_NATS_PASSWORD go together"),
+        ("DAQ_NATS_PASSWORD", "hunter2", "CYGNO_DAQ_NATS_USER and"),
         ("STORAGE_S3_ACCESS_KEY_ID", "AKIA", "CYGNO_STORAGE_S3_SECRET_ACCESS_KEY go together"),
         ("STORAGE_S3_SECRET_ACCESS_KEY", "hunter2", "CYGNO_STORAGE_S3_ACCESS_KEY_ID and"),
     ],
@@ -152,6 +161,43 @@ def test_a_wrong_setting_is_named_with_its_reason(variable: str, value: str, rea
     assert f"CYGNO_{variable}" in said
     assert reason in said
     assert len(said.splitlines()) == 1
+
+
+USER = {"DAQ_NATS_USER": "anna", "DAQ_NATS_PASSWORD": "hunter2"}
+TOKEN = {"DAQ_NATS_TOKEN": "hunter2"}
+IN_URL = {"DAQ_NATS_URL": "nats://hunter2@daq:4222"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        (USER, TOKEN, "CYGNO_DAQ_NATS_USER and CYGNO_DAQ_NATS_TOKEN"),
+        (IN_URL, USER, "user or token in CYGNO_DAQ_NATS_URL and CYGNO_DAQ_NATS_USER"),
+        (IN_URL, TOKEN, "user or token in CYGNO_DAQ_NATS_URL and CYGNO_DAQ_NATS_TOKEN"),
+    ],
+)
+def test_only_one_way_of_logging_in_at_the_daq(
+    first: dict[str, str], second: dict[str, str], named: str
+) -> None:
+    said = complaint(**first, **second)
+
+    assert said == f"{named} exclude each other: set one"
+
+
+def test_a_credentials_file_excludes_the_other_ways(tmp_path: Path) -> None:
+    file = tmp_path / "daq.creds"
+    file.write_text("-----BEGIN NATS USER JWT-----\n…\n-----BEGIN USER NKEY SEED-----\n…\n")
+
+    assert load(DAQ_NATS_CREDENTIALS_FILE=str(file)).daq_nats_credentials_file == file
+    for other, name in ((USER, "USER"), (TOKEN, "TOKEN"), (IN_URL, "URL")):
+        said = complaint(DAQ_NATS_CREDENTIALS_FILE=str(file), **other)
+        assert f"CYGNO_DAQ_NATS_{name} and CYGNO_DAQ_NATS_CREDENTIALS_FILE exclude" in said
+
+
+def test_an_authority_is_of_no_use_without_tls() -> None:
+    said = complaint(DAQ_NATS_CA_FILE=__file__, DAQ_NATS_URL="ws://daq:80")
+
+    assert "CYGNO_DAQ_NATS_CA_FILE is of no use with ws:// in CYGNO_DAQ_NATS_URL" in said
 
 
 def test_all_that_is_wrong_is_listed_at_once() -> None:
@@ -233,6 +279,8 @@ def test_no_secret_is_shown() -> None:
     settings = load(**SECRETS)
 
     assert "hunter2" not in repr(settings) + str(settings) + f"{settings}"
+    for login in (USER, TOKEN):
+        assert "hunter2" not in repr(load(**login))
     assert settings.storage_s3_secret_access_key is not None
     assert settings.storage_s3_secret_access_key.get_secret_value() == "hunter2"
 
@@ -249,6 +297,7 @@ def test_no_secret_is_shown() -> None:
         {"INBOX_PORT": "x"},
         {"WINDOW_LOW": "200"},
         {"DAQ_NATS_PASSWORD": "hunter2"},
+        {"DAQ_NATS_TOKEN": "hunter2"},
     ],
     ids=str,
 )

@@ -95,7 +95,6 @@ async def connect(url: str) -> Client:
         InboxUnavailableError: nobody answers there.
     """
     import nats
-    import nats.errors
 
     errors: list[Exception] = []
 
@@ -115,12 +114,23 @@ async def connect(url: str) -> Client:
     # nats-py raises anything from OSError to its own, and whatever ssl and asyncio add.
     except Exception as error:  # noqa: BLE001
         cause = errors[-1] if errors else error
-        # NATS' own words, such as 'Authorization Violation', name no address.
-        why = cause if isinstance(cause, nats.errors.Error) else type(cause).__name__
         raise InboxUnavailableError(
-            f"no inbox answers at {without_credentials(url)} ({why}): "
+            f"no inbox answers at {without_credentials(url)} ({said_of(cause)}): "
             "is `cygno-assets up`, `demo` or `inbox` running?"
         ) from None
+
+
+def said_of(error: BaseException) -> str:
+    """An error of a NATS connection as it may be printed.
+
+    NATS' own words, such as 'Authorization Violation', name no address and no secret; of any
+    other error only the kind is said.
+    """
+    import nats.errors
+    import nats.js.errors
+
+    said = isinstance(error, nats.errors.Error | nats.js.errors.Error)
+    return (str(error) if said else "") or type(error).__name__
 
 
 def without_credentials(url: str) -> str:
@@ -150,8 +160,9 @@ async def ensure_stream(
         storage=StorageType.FILE,
         max_age=max_age_days * 86_400,
         max_bytes=max_bytes,
-        # Two recorders of one announcement, or a client that sends twice: kept once.
-        duplicate_window=min(120.0, max_age_days * 86_400),
+        # Two recorders of one announcement, or a client that sends twice: kept once. Longer than
+        # a recorder is behind the other; each id costs the server some 100 bytes for as long.
+        duplicate_window=min(600.0, max_age_days * 86_400),
         allow_direct=True,
     )
     try:

@@ -1,6 +1,8 @@
-"""The recorder: the only subscriber of the DAQ's server, which writes all it hears to the inbox.
+"""The recorder: hears the DAQ's server and writes all it hears to the inbox.
 
-Here belongs what keeps a live stream from being lost; no Dagster, no image is opened here.
+Here belongs what keeps a live stream from being lost; how the DAQ's server is met is source.py's.
+No Dagster, no image is opened here. Recorders run side by side and know nothing of one another: the
+inbox keeps what several of them store once, by its message id.
 """
 
 from __future__ import annotations
@@ -9,42 +11,56 @@ import asyncio
 import hashlib
 import json
 import logging
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-import nats
 import nats.errors
-import nats.js.errors
+from nats.aio.client import Client
+from nats.js.errors import NotFoundError
 
 from cygno_assets.daq import inbox
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
+from cygno_assets.daq.source import (
+    BATCH,
+    NATS_FAILURES,
+    DaqClient,
+    DurableConsumer,
+    is_jetstream_refused,
+    login,
+)
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
+    from collections.abc import Iterable, Mapping
+
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+    from nats.js import JetStreamContext
 
     from cygno_assets.settings import Settings
 
 log = logging.getLogger(__name__)
 
 STATUS_SUBJECT = "cygno.status.recorder"
-"""On the inbox's server: any request is answered with the counts as JSON."""
+"""On the inbox's server: every recorder answers any request with its counts as JSON."""
 
 MAX_REJECTED_BYTES = 4_000_000
 """What is kept of a message that cannot be an event; NATS servers allow 1 MB unless told."""
 
-# A subclass of these is what nats-py raises while a server is away or refuses.
-_FAILURES = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
 _RETRY_S = 0.5
 _HEADER_BYTES = 65_536
 _STORE_TIMEOUT_S = 5.0
-# The client's own queue bridges the time in which the inbox cannot be reached: an hour and more
-# at the school's highest rate. What overflows it is counted as dropped.
-_PENDING_MESSAGES = 1_000_000
-_PENDING_BYTES = 1024**3
+_STATUS_TIMEOUT_S = 1.0
+_LOOK_FOR_STREAM_EVERY_S = 60.0
+# What waits here bridges the time in which the inbox cannot be reached: an hour and more at the
+# school's highest rate. What overflows it is counted as dropped.
+_WAITING_MESSAGES = 1_000_000
+_WAITING_BYTES = 1024**3
+_BATCH_BYTES = 8 * 1024**2
 _REASON_MAX = 500
+_ID = "Nats-Msg-Id"
 
 
 @dataclass
@@ -52,22 +68,74 @@ class RecorderCounts:
     """What happened since the recorder started; messages unless said otherwise.
 
     Attributes:
+        name: of the recorder; of several, their names.
         received: from the DAQ.
         stored: as events, for the first time.
-        duplicate: that the inbox already had.
-        rejected: that could not be events.
-        dropped: that overflowed the client's queue while the inbox was away.
+        duplicate: that the inbox already had, be it from another recorder.
+        rejected: that could not be events, for the first time.
+        dropped: that overflowed the memory while the inbox was away.
         daq_reconnects: how often the connection to the DAQ's server came back.
-        daq_connected: whether it stands now.
+        inbox_reconnects: how often that to the inbox did.
+        daq_connected: whether the DAQ is heard now.
+        durable: whether its server keeps our place in a stream, and deals messages out to recorders
+            instead of giving each to all.
     """
 
+    name: str = "recorder"
     received: int = 0
     stored: int = 0
     duplicate: int = 0
     rejected: int = 0
     dropped: int = 0
     daq_reconnects: int = 0
+    inbox_reconnects: int = 0
     daq_connected: bool = False
+    durable: bool = False
+
+
+def add_up(counts: Iterable[RecorderCounts]) -> RecorderCounts:
+    """What recorders side by side have done together; of none, zeros.
+
+    Received is what the DAQ sent as far as they know, so what each of them heard counts once;
+    duplicates are then what is neither stored nor rejected. Connected is what one of them is.
+    """
+    each = list(counts)
+    heard = [c.received for c in each if not c.durable]
+    received = max([*heard, sum(c.received for c in each if c.durable)], default=0)
+    stored, rejected = sum(c.stored for c in each), sum(c.rejected for c in each)
+    return RecorderCounts(
+        name=", ".join(c.name for c in each),
+        received=received,
+        stored=stored,
+        duplicate=max(0, received - stored - rejected),
+        rejected=rejected,
+        dropped=min((c.dropped for c in each), default=0),
+        daq_reconnects=sum(c.daq_reconnects for c in each),
+        inbox_reconnects=sum(c.inbox_reconnects for c in each),
+        daq_connected=any(c.daq_connected for c in each),
+        durable=any(c.durable for c in each),
+    )
+
+
+@dataclass
+class _Outgoing:
+    """A message on its way into the inbox.
+
+    Attributes:
+        message: as it came from the DAQ.
+        subject: it is stored by.
+        headers: it is stored with.
+        tried: it may be stored already, longer ago than the inbox remembers ids.
+    """
+
+    message: Msg
+    subject: str
+    headers: dict[str, str]
+    tried: bool
+
+    @property
+    def rejected(self) -> bool:
+        return self.subject == inbox.REJECTED_SUBJECT
 
 
 class Recorder:
@@ -76,101 +144,189 @@ class Recorder:
     Args:
         settings: where the DAQ is and how its messages are read.
         inbox_url: NATS server of the inbox.
+        name: tells it from the others beside it.
     """
 
-    def __init__(self, settings: Settings, inbox_url: str) -> None:
+    def __init__(self, settings: Settings, inbox_url: str, name: str = "recorder") -> None:
         self._settings = settings
         self._inbox_url = inbox_url
         self._timezone = ZoneInfo(settings.daq_timezone)
         self._inbox: Client | None = None
-        self.counts = RecorderCounts()
+        self._readying_inbox = asyncio.Lock()
+        self._waiting: asyncio.Queue[Msg] = asyncio.Queue(_WAITING_MESSAGES)
+        self._waiting_bytes = 0
+        self._plain: Subscription | None = None
+        self._durable: DurableConsumer | None = None
+        self._jetstream_refused = False
+        self._look_again = asyncio.Event()
+        self.counts = RecorderCounts(name)
 
     async def run(self) -> None:
         """Runs until cancelled; waits for either server as long as it takes."""
         try:
             await self._ready_inbox()
-            while True:
-                await self._record_all()
-                # nats-py reconnects by itself, but closes for good when a server says so.
-                log.warning("the DAQ's server closed the connection; beginning anew")
-                await asyncio.sleep(_RETRY_S)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._record_waiting())
+                while True:
+                    await self._listen()
+                    # nats-py reconnects by itself, but closes for good when a server says so.
+                    log.warning("the DAQ's server closed the connection; beginning anew")
+                    await asyncio.sleep(_RETRY_S)
         finally:
             if self._inbox is not None:
                 await self._inbox.close()
 
-    async def _record_all(self) -> None:
-        daq = await self._connect(self._settings.daq_nats_url, "DAQ")
+    async def _listen(self) -> None:
+        """Hears the DAQ's server until the connection is closed for good."""
+        url = self._settings.daq_nats_url
+        daq = await self._connect(url, "DAQ", DaqClient, login(self._settings))
         try:
-            subscription = await daq.subscribe(
-                self._settings.daq_subject,
-                pending_msgs_limit=_PENDING_MESSAGES,
-                pending_bytes_limit=_PENDING_BYTES,
-            )
+            while not daq.is_closed:
+                self._look_again.clear()
+                wait_s = _RETRY_S
+                try:
+                    # In this order, so that nothing is missed while we ask for a stream; what
+                    # comes both ways is stored once.
+                    await self._subscribe(daq)
+                    if not await self._read_stream(daq):
+                        wait_s = _LOOK_FOR_STREAM_EVERY_S
+                    await self._subscribe(daq)
+                except NATS_FAILURES as error:
+                    log.warning("the DAQ's server: %s; trying on", inbox.said_of(error))
+                await _wait_for(self._look_again, wait_s)
+        finally:
+            self._plain = None
+            self.counts.daq_connected = False
+            await daq.close()
+
+    async def _subscribe(self, daq: Client) -> None:
+        if self._plain is None:
+            self._plain = await daq.subscribe(self._settings.daq_subject, cb=self._hear)
             await daq.flush()
             self.counts.daq_connected = True
             log.info("recording %s", self._settings.daq_subject)
-            async for message in subscription.messages:
-                await self._record(message)
+
+    async def _read_stream(self, daq: Client) -> bool:
+        """Reads from the DAQ's stream as long as it lets us; returns False if there is none."""
+        subject = self._settings.daq_subject
+        if self._jetstream_refused:
+            return False
+        self._durable = await DurableConsumer.find(daq, subject)
+        if self._durable is None:
+            return False
+        try:
+            async with aclosing(self._durable.batches()) as batches:
+                async for batch in batches:
+                    await self._record(batch, from_stream=True)
+                    if self._jetstream_refused:
+                        break
+                    if self._plain is not None:
+                        await self._plain.drain()  # type: ignore[no-untyped-call]  # nats-py's
+                        self._plain = None
+                        self.counts.durable = True
+                        log.info("recording %s from stream %s", subject, self._durable.stream)
         finally:
-            self.counts.daq_connected = False
-            await daq.close()
+            self._durable = None
+            self.counts.durable = False
+        return True
+
+    async def _hear(self, message: Msg) -> None:
+        if self._waiting.full() or self._waiting_bytes > _WAITING_BYTES:
+            self.counts.dropped += 1
+            return
+        self._waiting.put_nowait(message)
+        self._waiting_bytes += len(message.data)
+
+    async def _record_waiting(self) -> None:
+        while True:
+            batch = [await self._waiting.get()]
+            size = len(batch[0].data)
+            while len(batch) < BATCH and size < _BATCH_BYTES and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+                size += len(batch[-1].data)
+            self._waiting_bytes -= size
+            await self._record(batch)
 
     async def _ready_inbox(self) -> Client:
         """The connection to the inbox, made anew if it is closed, and its stream, made if missing.
 
         An inbox that lost its disk comes back without its stream.
         """
-        while True:
-            if self._inbox is None or self._inbox.is_closed:
-                self._inbox = await self._connect(self._inbox_url, "inbox")
-                await self._inbox.subscribe(STATUS_SUBJECT, cb=self._answer_status)
-            try:
-                await inbox.ensure_stream(
-                    self._inbox.jetstream(timeout=_STORE_TIMEOUT_S),
-                    max_age_days=self._settings.inbox_max_age_days,
-                    max_bytes=self._settings.inbox_max_bytes,
-                )
-            except _FAILURES as error:
-                log.warning("the inbox has no stream (%s); trying on", type(error).__name__)
-                await asyncio.sleep(_RETRY_S)
-            else:
-                return self._inbox
+        async with self._readying_inbox:
+            while True:
+                if self._inbox is None or self._inbox.is_closed:
+                    self._inbox = await self._connect(self._inbox_url, "inbox")
+                    await self._inbox.subscribe(STATUS_SUBJECT, cb=self._answer_status)
+                try:
+                    await inbox.ensure_stream(
+                        self._inbox.jetstream(timeout=_STORE_TIMEOUT_S),
+                        max_age_days=self._settings.inbox_max_age_days,
+                        max_bytes=self._settings.inbox_max_bytes,
+                    )
+                except NATS_FAILURES as error:
+                    log.warning("the inbox has no stream (%s); trying on", inbox.said_of(error))
+                    await asyncio.sleep(_RETRY_S)
+                else:
+                    return self._inbox
 
-    async def _connect(self, url: str, what: str) -> Client:
+    async def _connect(
+        self,
+        url: str,
+        what: str,
+        client_type: type[Client] = Client,
+        options: Mapping[str, Any] | None = None,
+    ) -> Client:
         """Connects and stays connected, for ever; nats-py itself tries on in between."""
         where = f"{what} at {inbox.without_credentials(url)}"
+        daq = what == "DAQ"
         quiet = False
 
         async def lost() -> None:
             log.warning("lost the connection to the %s", where)
-            if what == "DAQ":
+            if daq:
                 self.counts.daq_connected = False
 
         async def back() -> None:
             nonlocal quiet
             quiet = False
             log.info("connected to the %s again", where)
-            if what == "DAQ":
-                self.counts.daq_connected = True
-                self.counts.daq_reconnects += 1
+            if not daq:
+                self.counts.inbox_reconnects += 1
+                return
+            self.counts.daq_connected = True
+            self.counts.daq_reconnects += 1
+            self._jetstream_refused = False
+            self._look_again.set()
+            if self._durable is not None:
+                await self._durable.ask()  # what it had asked for is forgotten
+
+        async def closed() -> None:
+            self._look_again.set()
 
         async def failed(error: Exception) -> None:
             nonlocal quiet
             if isinstance(error, nats.errors.SlowConsumerError):
                 self.counts.dropped += 1
-            if not quiet:  # once an outage is enough
-                log.warning("%s: %s; trying on", where, type(error).__name__)
+            if daq and is_jetstream_refused(error):
+                if not self._jetstream_refused:
+                    log.warning("%s: %s; a plain subscription then", where, inbox.said_of(error))
+                self._jetstream_refused = True
+            elif not quiet:  # once an outage is enough
+                log.warning("%s: %s; trying on", where, inbox.said_of(error))
                 quiet = True
 
         while True:
+            client = client_type()
             try:
-                client = await nats.connect(
+                await client.connect(
                     url,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=_RETRY_S,
+                    reconnect_time_wait=_RETRY_S,  # type: ignore[arg-type]  # any number will do
                     disconnected_cb=lost,
                     reconnected_cb=back,
+                    closed_cb=closed,
                     error_cb=failed,
+                    **(options or {}),
                 )
             # A server that refuses us today may let us in tomorrow: no error ends this.
             except Exception as error:  # noqa: BLE001
@@ -179,10 +335,50 @@ class Recorder:
             else:
                 log.info("connected to the %s", where)
                 quiet = False
+                if daq:
+                    self._jetstream_refused = False
                 return client
 
-    async def _record(self, message: Msg) -> None:
-        self.counts.received += 1
+    async def _record(self, messages: list[Msg], *, from_stream: bool = False) -> None:
+        """Stores messages, in order and however long that takes; then acknowledges them.
+
+        Several are under way to the inbox at once. If it dies then, those may change places.
+        """
+        waiting = [self._outgoing(message, from_stream=from_stream) for message in messages]
+        client = self._inbox or await self._ready_inbox()
+        said = False
+        while waiting:
+            jetstream = client.jetstream(timeout=_STORE_TIMEOUT_S)
+            # Only a message that is no event can be larger than the inbox takes.
+            most = min(MAX_REJECTED_BYTES, client.max_payload - _HEADER_BYTES)
+            answers = await asyncio.gather(
+                *(_store(jetstream, outgoing, most) for outgoing in waiting), return_exceptions=True
+            )
+            failed = []
+            for outgoing, answer in zip(waiting, answers, strict=True):
+                if isinstance(answer, NATS_FAILURES):
+                    outgoing.tried = True
+                    failed.append(outgoing)
+                    if not said:
+                        log.warning(
+                            "the inbox does not store (%s); trying on", inbox.said_of(answer)
+                        )
+                        said = True
+                elif isinstance(answer, BaseException):
+                    raise answer
+                else:
+                    self._count(outgoing, repeated=answer)
+                    if from_stream:
+                        with suppress(*NATS_FAILURES):  # it comes again then
+                            await outgoing.message.ack()
+            waiting = failed
+            if failed:
+                await asyncio.sleep(_RETRY_S)
+                client = await self._ready_inbox()
+
+    def _outgoing(self, message: Msg, *, from_stream: bool) -> _Outgoing:
+        redelivered = from_stream and message.metadata.num_delivered > 1
+        self.counts.received += not redelivered
         headers = {inbox.RECEIVED_HEADER: datetime.now(UTC).isoformat()}
         try:
             event = parse_announcement(
@@ -193,59 +389,80 @@ class Recorder:
         except NotAnEventError as error:
             reason = _header_text(str(error))
             log.warning("rejected a message: %s", reason)
-            subject = inbox.REJECTED_SUBJECT
-            headers[inbox.REASON_HEADER] = reason
-            message_id = hashlib.sha256(message.data).hexdigest()
-        else:
-            subject = f"{inbox.EVENT_SUBJECT}.{event.event_id}"
-            message_id = event.message_id
-        repeated = await self._store(subject, message.data, headers | {"Nats-Msg-Id": message_id})
+            headers |= {
+                inbox.REASON_HEADER: reason,
+                _ID: hashlib.sha256(message.data).hexdigest(),
+            }
+            return _Outgoing(message, inbox.REJECTED_SUBJECT, headers, redelivered)
+        subject = f"{inbox.EVENT_SUBJECT}.{event.event_id}"
+        return _Outgoing(message, subject, headers | {_ID: event.message_id}, redelivered)
+
+    def _count(self, outgoing: _Outgoing, *, repeated: bool) -> None:
         if repeated:
             self.counts.duplicate += 1
-        elif subject == inbox.REJECTED_SUBJECT:
+        elif outgoing.rejected:
             self.counts.rejected += 1
         else:
             self.counts.stored += 1
-
-    async def _store(self, subject: str, payload: bytes, headers: dict[str, str]) -> bool:
-        """Stores one message, however long that takes; returns whether it was there already."""
-        client = self._inbox or await self._ready_inbox()
-        said = False
-        while True:
-            # Only a message that is no event can be larger than the inbox takes.
-            most = min(MAX_REJECTED_BYTES, client.max_payload - _HEADER_BYTES)
-            try:
-                ack = await client.jetstream(timeout=_STORE_TIMEOUT_S).publish(
-                    subject, payload[:most], stream=inbox.STREAM, headers=headers
-                )
-            except _FAILURES as error:
-                if not said:
-                    log.warning("the inbox does not store (%s); trying on", type(error).__name__)
-                    said = True
-                await asyncio.sleep(_RETRY_S)
-                client = await self._ready_inbox()
-            else:
-                return bool(ack.duplicate)
 
     async def _answer_status(self, message: Msg) -> None:
         if message.reply:
             await message.respond(json.dumps(asdict(self.counts)).encode())
 
 
-async def recorder_status(inbox_url: str) -> RecorderCounts | None:
-    """Asks the recorder for its counts; None if none answers.
+async def recorder_status(inbox_url: str, *, expected: int = 1) -> list[RecorderCounts]:
+    """Asks all recorders for their counts; returns those of the ones that answer, by name.
+
+    Args:
+        inbox_url: NATS server of the inbox.
+        expected: so many answers are not waited for any longer than they take.
 
     Raises:
         InboxUnavailableError: the inbox itself does not answer.
     """
     client = await inbox.connect(inbox_url)
+    counts: list[RecorderCounts] = []
     try:
-        reply = await client.request(STATUS_SUBJECT, b"", timeout=1.0)
-    except (nats.errors.NoRespondersError, TimeoutError):
-        return None
+        reply = client.new_inbox()
+        answers = await client.subscribe(reply)
+        await client.publish(STATUS_SUBJECT, b"", reply=reply)
+        async with asyncio.timeout(_STATUS_TIMEOUT_S):
+            while len(counts) < expected:
+                answer = await answers.next_msg(_STATUS_TIMEOUT_S)
+                if not answer.data:  # the server's word for: nobody listens
+                    break
+                counts.append(RecorderCounts(**json.loads(answer.data)))
+    except NATS_FAILURES:
+        pass  # not all have answered
     finally:
         await client.close()
-    return RecorderCounts(**json.loads(reply.data))
+    return sorted(counts, key=lambda count: count.name)
+
+
+async def _store(jetstream: JetStreamContext, outgoing: _Outgoing, most_bytes: int) -> bool:
+    """Stores one message; returns whether it was there already."""
+    if outgoing.tried and not outgoing.rejected and await _is_stored(jetstream, outgoing):
+        return True
+    ack = await jetstream.publish(
+        outgoing.subject,
+        outgoing.message.data[:most_bytes],
+        stream=inbox.STREAM,
+        headers=dict(outgoing.headers),
+    )
+    return bool(ack.duplicate)
+
+
+async def _is_stored(jetstream: JetStreamContext, outgoing: _Outgoing) -> bool:
+    try:
+        newest = await jetstream.get_last_msg(inbox.STREAM, outgoing.subject, direct=True)
+    except NotFoundError:
+        return False
+    return (newest.headers or {}).get(_ID) == outgoing.headers[_ID]
+
+
+async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout_s)
 
 
 def _header_text(text: str) -> str:

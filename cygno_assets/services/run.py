@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import time
@@ -13,7 +14,7 @@ from cygno_assets.services.guardian import pause
 from cygno_assets.services.process import Service
 from cygno_assets.services.progress import LiveLine, Progress, TrainingProgress
 from cygno_assets.services.stack import running_daq_servers, running_stack
-from cygno_assets.settings import SettingsError, environment_name, load_settings
+from cygno_assets.settings import Settings, SettingsError, environment_name, load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,6 +77,9 @@ def run_demo(
     from cygno_assets.daq.simulator.truth import TruthTable
     from cygno_assets.services.simulated_training_set import SimulatedTrainingSet
 
+    for field in Settings.model_fields:
+        if field.startswith("daq_nats_"):  # of a real DAQ, whose login is none of the simulated one
+            os.environ.pop(environment_name(field), None)
     home = load_settings(overrides).home
     seed = secrets.randbelow(2**31) if seed is None else seed
     with running_daq_servers(home) as daq:
@@ -131,6 +135,9 @@ def _follow_demo(
 ) -> int:
     progress = Progress()
     training = TrainingProgress()
+    # Not the recorders' counts, which begin anew when one of them is started again.
+    inbox = Inbox(stack.settings.resolve_inbox_url)
+    recorded_before = inbox.state().events
     changed, before = time.monotonic(), ""
     with _instance() as instance, LiveLine() as line:
         stack.supervisor.say = line.say
@@ -141,8 +148,8 @@ def _follow_demo(
             rows = truth.rows()
             new = {_event_id(row.filename) for row in rows[progress.announced :]}
             progress.announced = len(rows)
-            if counts := _recorder_counts(stack):
-                progress.recorded = counts.stored
+            with suppress(InboxUnavailableError):  # it is started again
+                progress.recorded = inbox.state().events - recorded_before
             progress.update(instance, new)
             training.update(instance)
             now = f"{progress.line()}  {training.line()}"
@@ -178,10 +185,12 @@ def _follow_up(stack: Stack) -> None:
                 _, messages = inbox.read_after(read_to, limit=_READ_AT_ONCE)
             if messages:
                 read_to = messages[-1].sequence
-            progress.update(instance, {m.event_id for m in messages if m.event_id is not None})
+            events = [m.event_id for m in messages if m.event_id is not None]
+            progress.recorded += len(events)
+            progress.update(instance, events)
             counts = _recorder_counts(stack)
             if counts:
-                progress.announced, progress.recorded = counts.received, counts.stored
+                progress.announced = counts.received
             trouble = (
                 "  NO RECORDER"
                 if counts is None
@@ -194,7 +203,7 @@ def _follow_up(stack: Stack) -> None:
 
 
 def _recorder_counts(stack: Stack) -> RecorderCounts | None:
-    """None while inbox or recorder are away: they are started again."""
+    """None while the inbox or all recorders are away: they are started again."""
     try:
         return stack.recorder_counts()
     except InboxUnavailableError:

@@ -1,4 +1,4 @@
-"""The running system: inbox, recorder, Dagster, and for a demo the simulated DAQ.
+"""The running system: inbox, recorders, Dagster, and for a demo the simulated DAQ.
 
 Here belong which processes there are, their order, and the lock that keeps two systems out of
 one home; what they report is progress.py's.
@@ -13,10 +13,13 @@ import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cygno_assets.daq.recorder import recorder_status
+from pydantic import SecretStr
+
+from cygno_assets.daq.recorder import add_up, recorder_status
 from cygno_assets.services.dagster_services import DagsterServices
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import Service, ServiceError
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from cygno_assets.daq.recorder import RecorderCounts
     from cygno_assets.daq.simulator.bucket import BucketSettings
     from cygno_assets.settings import Settings
+
+RECORDERS = ("recorder 1", "recorder 2")
+"""Two, so that nothing is lost while one of them starts again."""
 
 _READY_TIMEOUT_S = 60.0
 
@@ -54,12 +60,14 @@ class Stack:
         self.supervisor.look(self.services)
 
     def recorder_counts(self) -> RecorderCounts | None:
-        """What the recorder has counted since it started; None if it does not answer.
+        """What the recorders have counted since each started; None if none answers.
 
         Raises:
             InboxUnavailableError: the inbox does not answer.
         """
-        return asyncio.run(recorder_status(self.settings.resolve_inbox_url()))
+        url = self.settings.resolve_inbox_url()
+        counts = asyncio.run(recorder_status(url, expected=len(RECORDERS)))
+        return add_up(counts) if counts else None
 
 
 @contextmanager
@@ -70,7 +78,7 @@ def running_stack(
     dagster_home: Path = CHECKOUT,
     definitions: str = "cygno_assets.definitions",
 ) -> Iterator[Stack]:
-    """Starts inbox, recorder and Dagster, and takes them down again.
+    """Starts inbox, recorders and Dagster, and takes them down again.
 
     Args:
         overrides: settings by field name, beyond those of the environment.
@@ -99,16 +107,14 @@ def running_stack(
             for field, value in {**overrides, "inbox_url": settings.inbox_url}.items()
             if value is not None
         }
-        recorder = Service(
-            "recorder",
-            [sys.executable, "-m", "cygno_assets.cli", "record"],
-            settings.home / "logs" / "recorder.log",
-            environ,
-        )
-        cleanup.callback(recorder.stop)
-        recorder.start().wait_ready(lambda: _recorder_answers(settings), _READY_TIMEOUT_S)
-        services.append(recorder)
-        say("recorder   running")
+        recorders = [_recorder(name, settings, environ) for name in RECORDERS]
+        for recorder in recorders:
+            cleanup.callback(recorder.stop)
+            recorder.start()
+        for recorder in recorders:
+            recorder.wait_ready(partial(_answers, settings, recorder.name), _READY_TIMEOUT_S)
+        services += recorders
+        say("recorders  running")
         dagster = DagsterServices(
             settings, environ, dagster_home=dagster_home, definitions=definitions
         )
@@ -161,11 +167,24 @@ def running_inbox(settings: Settings) -> Iterator[NatsServer]:
         server.stop()
 
 
-def _recorder_answers(settings: Settings) -> bool:
-    return asyncio.run(recorder_status(settings.resolve_inbox_url())) is not None
+def _recorder(name: str, settings: Settings, environ: Mapping[str, str]) -> Service:
+    return Service(
+        name,
+        [sys.executable, "-m", "cygno_assets.cli", "record", "--name", name],
+        settings.home / "logs" / f"{name.replace(' ', '-')}.log",
+        environ,
+    )
+
+
+def _answers(settings: Settings, recorder: str) -> bool:
+    url = settings.resolve_inbox_url()
+    counts = asyncio.run(recorder_status(url, expected=len(RECORDERS)))
+    return recorder in {count.name for count in counts}
 
 
 def _as_text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -5,100 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import nats
 import pytest
 
 from cygno_assets.daq import inbox
-from cygno_assets.daq.inbox import Inbox, InboxUnavailableError, StoredMessage
-from cygno_assets.daq.recorder import (
-    MAX_REJECTED_BYTES,
-    Recorder,
-    RecorderCounts,
-    recorder_status,
+from cygno_assets.daq.inbox import Inbox, InboxUnavailableError
+from cygno_assets.daq.recorder import MAX_REJECTED_BYTES, RecorderCounts, recorder_status
+from cygno_assets.services.nats_server import NatsServer
+from cygno_assets.services.process import free_port
+from cygno_assets_tests.daq.recording import (
+    MD5,
+    daq,
+    event,
+    other_server,
+    publish,
+    record,
+    recording,
+    stored,
+    until,
 )
-from cygno_assets.services.nats_server import NatsServer, program
-from cygno_assets.services.process import Service, accepts_connections, free_port
-from cygno_assets.settings import load_settings
 from cygno_assets_tests.wire import message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-    from nats.aio.client import Client
-
-SUBJECT = "daq/data"
-MD5 = "13760faab087a72f66db310d167afb97"
-
-
-def event(number: int, time: str = "2024-11-27 14:27:36.570564", signature: str = "1") -> bytes:
-    name = f"run{number}-{MD5}.jpg"
-    return message(name, f"https://minio/{name}?X-Amz-Signature={signature}", time)
-
-
-async def until(what: str, happened: Callable[[], object]) -> None:
-    """Waits until it has happened; fails, naming it, if it never does."""
-    try:
-        async with asyncio.timeout(40):
-            while not happened():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"it never happened: {what}") from None
-
-
-def stored(url: str) -> list[StoredMessage]:
-    """All that the inbox holds."""
-    return Inbox(lambda: url).read_after(0, limit=1000)[1]
-
-
-@asynccontextmanager
-async def recording(daq_url: str, inbox_url: str, **overrides: object) -> AsyncIterator[Recorder]:
-    """A recorder that runs; if it ends by itself, so does the test."""
-    recorder = Recorder(load_settings({"daq_nats_url": daq_url} | overrides), inbox_url)
-
-    async def run() -> None:
-        await recorder.run()
-        raise AssertionError("the recorder has ended by itself")
-
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(run())
-        yield recorder
-        running.cancel()
-
-
-@asynccontextmanager
-async def daq(url: str) -> AsyncIterator[Client]:
-    """The DAQ's own connection."""
-    client = await nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.05)
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-async def publish(client: Client, *payloads: bytes) -> None:
-    for payload in payloads:
-        await client.publish(SUBJECT, payload)
-    await client.flush()
-
-
-@contextmanager
-def other_server(folder: Path, *config: str) -> Iterator[str]:
-    """A nats-server with another configuration than ours."""
-    port = free_port()
-    folder.mkdir()
-    (folder / "nats.conf").write_text("\n".join([f"listen: 127.0.0.1:{port}", *config]) + "\n")
-    argv = [program("nats-server"), "--config", str(folder / "nats.conf")]
-    server = Service("nats-server", argv, folder / "nats.log")
-    try:
-        server.start().wait_ready(lambda: accepts_connections(port), 15)
-        yield f"nats://127.0.0.1:{port}"
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -113,28 +45,6 @@ def inbox_server(tmp_path: Path) -> Iterator[NatsServer]:
     server = NatsServer(tmp_path / "js", tmp_path / "js.log", name="inbox", jetstream=True)
     yield server
     server.stop()
-
-
-def record(
-    daq_url: str, inbox_url: str, payloads: list[bytes], **overrides: object
-) -> tuple[list[StoredMessage], RecorderCounts]:
-    """Sends messages through a recorder; returns what is in the inbox then, and its counts."""
-
-    async def work() -> RecorderCounts:
-        async with recording(daq_url, inbox_url, **overrides) as recorder, daq(daq_url) as client:
-            counts = recorder.counts
-            await until("it listens", lambda: counts.daq_connected)
-            await publish(client, *payloads)
-            await until(
-                "all is recorded",
-                lambda: counts.stored + counts.duplicate + counts.rejected == len(payloads),
-            )
-            status = await recorder_status(inbox_url)
-            assert status is not None
-            return status
-
-    counts = asyncio.run(work())
-    return stored(inbox_url), counts
 
 
 # --- what is recorded
@@ -270,18 +180,18 @@ def test_nobody_records() -> None:
 
 
 def test_without_a_recorder_there_is_no_status(inbox_url: str) -> None:
-    assert asyncio.run(recorder_status(inbox_url)) is None
+    assert asyncio.run(recorder_status(inbox_url)) == []
 
 
 def test_it_waits_for_both_servers(daq_server: NatsServer, inbox_server: NatsServer) -> None:
     async def work() -> None:
         async with recording(daq_server.url, inbox_server.url) as recorder:
             inbox_server.start()
-            status = None
+            statuses: list[RecorderCounts] = []
             async with asyncio.timeout(30):
-                while status is None:
-                    status = await recorder_status(inbox_server.url)
-            assert not status.daq_connected
+                while not statuses:
+                    statuses = await recorder_status(inbox_server.url)
+            assert not statuses[0].daq_connected
             daq_server.start()
             await until("it listens", lambda: recorder.counts.daq_connected)
             async with daq(daq_server.url) as client:
@@ -302,8 +212,7 @@ def test_it_survives_a_restart_of_the_daqs_server(daq_server: NatsServer, inbox_
             for number in (1, 2):
                 daq_server.stop()
                 await until("the loss is noticed", lambda: not counts.daq_connected)
-                status = await recorder_status(inbox_url)
-                assert status is not None
+                [status] = await recorder_status(inbox_url)
                 assert not status.daq_connected
                 daq_server.start()
                 await until("it listens again", lambda: counts.daq_connected)
@@ -345,7 +254,7 @@ def test_what_is_announced_while_the_inbox_is_away_is_stored_afterwards(
             await publish(client, event(8))
             await until("the next is stored", lambda: counts.stored + counts.duplicate == 8)
             assert counts.dropped == 0
-            assert await recorder_status(inbox_server.url) == counts
+            assert await recorder_status(inbox_server.url) == [counts]
 
     asyncio.run(work())
 

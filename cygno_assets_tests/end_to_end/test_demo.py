@@ -69,7 +69,11 @@ def test_services_that_die_are_started_again_and_the_demo_goes_on(tmp_path: Path
     home = tmp_path / "home"
     with Program(["demo", "--events", "20", "--rate", "2", "--seed", "1"], home) as demo:
         demo.says(r"DAQ +simulated")
-        for what, program in (("daemon", "engine.daemon"), ("web UI", "dagster_webserver")):
+        for what, program in (
+            ("recorder 1", "--name recorder 1"),
+            ("daemon", "engine.daemon"),
+            ("web UI", "dagster_webserver"),
+        ):
             killed = next(p for p in processes_of(home) if program in " ".join(p.cmdline()))
             killed.kill()
             demo.says(f"{what} started again")
