@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -79,6 +80,7 @@ class RecorderCounts:
         daq_connected: whether the DAQ is heard now.
         durable: whether its server keeps our place in a stream, and deals messages out to recorders
             instead of giving each to all.
+        refused_s: for how long the inbox has answered and has not stored; 0 if it stores.
     """
 
     name: str = "recorder"
@@ -91,6 +93,7 @@ class RecorderCounts:
     inbox_reconnects: int = 0
     daq_connected: bool = False
     durable: bool = False
+    refused_s: float = 0.0
 
 
 def add_up(counts: Iterable[RecorderCounts]) -> RecorderCounts:
@@ -114,6 +117,7 @@ def add_up(counts: Iterable[RecorderCounts]) -> RecorderCounts:
         inbox_reconnects=sum(c.inbox_reconnects for c in each),
         daq_connected=any(c.daq_connected for c in each),
         durable=any(c.durable for c in each),
+        refused_s=min((c.refused_s for c in each), default=0.0),
     )
 
 
@@ -159,6 +163,7 @@ class Recorder:
         self._durable: DurableConsumer | None = None
         self._jetstream_refused = False
         self._look_again = asyncio.Event()
+        self._refused_since: float | None = None
         self.counts = RecorderCounts(name)
 
     async def run(self) -> None:
@@ -372,9 +377,16 @@ class Recorder:
                         with suppress(*NATS_FAILURES):  # it comes again then
                             await outgoing.message.ack()
             waiting = failed
+            self._note_refusal(refused=len(failed) == len(answers) and client.is_connected)
             if failed:
                 await asyncio.sleep(_RETRY_S)
                 client = await self._ready_inbox()
+
+    def _note_refusal(self, *, refused: bool) -> None:
+        if not refused:
+            self._refused_since = None
+        elif self._refused_since is None:
+            self._refused_since = time.monotonic()
 
     def _outgoing(self, message: Msg, *, from_stream: bool) -> _Outgoing:
         redelivered = from_stream and message.metadata.num_delivered > 1
@@ -406,6 +418,8 @@ class Recorder:
             self.counts.stored += 1
 
     async def _answer_status(self, message: Msg) -> None:
+        since = self._refused_since
+        self.counts.refused_s = 0.0 if since is None else time.monotonic() - since
         if message.reply:
             await message.respond(json.dumps(asdict(self.counts)).encode())
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
+import shutil
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from cygno_assets.daq.inbox import InboxUnavailableError
 from cygno_assets.daq.recorder import add_up, recorder_status
 from cygno_assets.services.dagster_services import DagsterServices
 from cygno_assets.services.nats_server import NatsServer
@@ -36,7 +40,12 @@ if TYPE_CHECKING:
 RECORDERS = ("recorder 1", "recorder 2")
 """Two, so that nothing is lost while one of them starts again."""
 
+INBOX = "inbox"
+
 _READY_TIMEOUT_S = 60.0
+_LOOK_AT_INBOX_EVERY_S = 5.0
+_REFUSED_S = 10.0
+_ROOM_BYTES = 16 * 1024**2
 
 
 @dataclass
@@ -54,10 +63,33 @@ class Stack:
     dagster: DagsterServices
     services: list[Service]
     supervisor: Supervisor
+    _looked: float = -math.inf
 
     def keep_alive(self) -> None:
         """Starts again what has ended by itself; to be called every second or so."""
         self.supervisor.look(self.services)
+        if time.monotonic() - self._looked > _LOOK_AT_INBOX_EVERY_S:
+            self._looked = time.monotonic()
+            self._look_at_inbox()
+
+    def _look_at_inbox(self) -> None:
+        """Starts an inbox again that refuses to store though there is room.
+
+        After its disk was full nats-server goes on refusing for ever, whatever is free by then.
+        """
+        inbox = next((service for service in self.services if service.name == INBOX), None)
+        if inbox is None or inbox.status is not None:
+            return
+        with suppress(InboxUnavailableError):
+            counts = self.recorder_counts()
+            free = shutil.disk_usage(self.settings.home / "inbox").free
+            if counts and counts.refused_s > _REFUSED_S and free > _ROOM_BYTES:
+                self.supervisor.say(
+                    f"the inbox has stored nothing for {counts.refused_s:.0f} s; it is started "
+                    f"again ({inbox.log_file})"
+                )
+                inbox.restart()
+                self._looked = time.monotonic() + _REFUSED_S  # it comes up first
 
     def recorder_counts(self) -> RecorderCounts | None:
         """What the recorders have counted since each started; None if none answers.
@@ -154,7 +186,7 @@ def running_inbox(settings: Settings) -> Iterator[NatsServer]:
     server = NatsServer(
         folder,
         settings.home / "logs" / "inbox.log",
-        name="inbox",
+        name=INBOX,
         port=settings.inbox_port,
         jetstream=True,
     )
