@@ -267,6 +267,14 @@ def simulate() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="SQLite file of the truth table, which stays on the DAQ's side.",
 )
+@click.option(
+    "--url-lifetime",
+    "url_lifetime_s",
+    type=click.IntRange(1, 7 * 86_400),
+    default=3600,
+    show_default=True,
+    help="Seconds that a presigned URL is valid for.",
+)
 @click.option("--burst", is_flag=True, help="Announce all --events at once.")
 @_events
 @_rate

@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -27,6 +28,7 @@ def run_simulated_daq(
     timezone: str,
     season_s: float,
     truth: Path | None,
+    url_lifetime_s: int,
     burst: bool,
     events: int | None,
     rate: float,
@@ -92,6 +94,7 @@ def run_simulated_daq(
                 seed=seed,
                 season=Season(season_s),
                 burst=burst,
+                url_lifetime=timedelta(seconds=url_lifetime_s),
                 subject=subject,
             )
             announced = asyncio.run(until_stopped(SimulatedDaq(config).run()))

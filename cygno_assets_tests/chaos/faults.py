@@ -254,6 +254,10 @@ def _recorder(world: World) -> Service:
     return world.recorder()
 
 
+def _daq(world: World) -> Service:
+    return world.daq
+
+
 def _object_store(world: World) -> Service:
     return world.s3.service
 
@@ -284,6 +288,13 @@ def all_faults() -> list[Fault]:
         Fault("stop inbox 30 s", _stop(_own("inbox"))),
         Fault("stop object store 30 s", _stop(_object_store)),
         Fault("stop DAQ's NATS 30 s", _stop(_daq_nats)),
+        Fault("stop DAQ 30 s", _stop(_daq)),
+        Fault(
+            "an outage longer than URLs live",
+            _stop(_own("daemon"), _OUTAGE_S),
+            frozenset({"expired"}),
+            options=("--rate", str(RATE), "--url-lifetime", "5"),
+        ),
         Fault("disk full: storage", _full("data"), short=True),
         Fault("disk full: inbox", _full("inbox")),
         Fault("object store: 500", _answering(_status(500), _OUTAGE_S), short=True),
