@@ -13,9 +13,10 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
+from cygno_assets.hosts import Endpoint
 from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
 
 if TYPE_CHECKING:
@@ -135,17 +136,18 @@ def archive_version(source: str, *, ca_file: Path | None = None) -> str:
 
     shown = _without_signature(source)
     try:
-        with requests.Session() as session:
-            session.trust_env = False
+        with (
+            _session() as session,
             # Not HEAD: a presigned URL is signed for GET alone.
-            with session.get(
+            session.get(
                 source,
-                headers={"Accept-Encoding": "identity", "Range": "bytes=0-0"},
+                headers={"Range": "bytes=0-0"},
                 stream=True,
                 timeout=_TIMEOUT_S,
                 verify=True if ca_file is None else str(ca_file),
-            ) as response:
-                status, headers = response.status_code, response.headers
+            ) as response,
+        ):
+            status, headers = response.status_code, response.headers
     except requests.exceptions.SSLError:
         raise FetchError(f"{shown}: the server's certificate is not trusted") from None
     except requests.exceptions.RequestException as error:
@@ -156,6 +158,36 @@ def archive_version(source: str, *, ca_file: Path | None = None) -> str:
         return f"{shown} {etag}"
     size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
     return f"{shown} {headers.get('Last-Modified', '')} {size}"
+
+
+def _session() -> requests.Session:
+    import requests
+
+    session = requests.Session()
+    session.trust_env = False
+    session.headers["Accept-Encoding"] = "identity"
+    session.hooks["response"].append(_stay_there)
+    return session
+
+
+def _stay_there(response: requests.Response, *_: object, **__: object) -> None:
+    """Follows no redirect to another host, nor from https to http.
+
+    Whoever runs the archive's server could otherwise have us ask around in our own network.
+    """
+    if not response.is_redirect:
+        return
+    target = urljoin(response.url, response.headers["Location"])
+    try:
+        here, there = Endpoint.of(response.url), Endpoint.of(target)
+        stays = here.host == there.host and there.scheme in {here.scheme, "https"}
+    except ValueError:
+        stays = False
+    if not stays:
+        raise FetchError(
+            f"{_without_signature(response.url)}: redirects to {_without_signature(target)[:200]}, "
+            "which is not followed; if it is meant, set CYGNO_TRAINING_ARCHIVE to it"
+        )
 
 
 def _without_signature(url: str) -> str:
@@ -273,7 +305,7 @@ class _Fetch:
         import requests
         import urllib3.exceptions
 
-        headers = {"Accept-Encoding": "identity"}
+        headers: dict[str, str] = {}
         if known is not None:
             if known.etag:
                 headers["If-None-Match"] = known.etag
@@ -285,16 +317,17 @@ class _Fetch:
             headers["Range"] = f"bytes={self._partial.stat().st_size}-"
             headers["If-Range"] = started.etag
         try:
-            with requests.Session() as session:
-                session.trust_env = False
-                with session.get(
+            with (
+                _session() as session,
+                session.get(
                     self._url,
                     headers=headers,
                     stream=True,
                     timeout=_TIMEOUT_S,
                     verify=self._verify,
-                ) as response:
-                    return self._receive(response)
+                ) as response,
+            ):
+                return self._receive(response)
         except requests.exceptions.SSLError:
             raise FetchError(f"{self._source}: the server's certificate is not trusted") from None
         # What requests and urllib3 say quotes the URL.

@@ -1,9 +1,11 @@
-"""Small archives of real and simulated images, in the training set's layout."""
+"""Small archives in the training set's layout, of real and simulated images, and hostile ones."""
 
 from __future__ import annotations
 
 import functools
 import io
+import struct
+import warnings
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -11,12 +13,15 @@ import numpy as np
 from PIL import Image
 
 from cygno_assets.daq.simulator.camera import simulate_image
+from cygno_assets_tests.wire import REAL_IMAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 ROOT = "data/export/train"
+SYMBOLIC_LINK = 0o120777 << 16
+_REAL = REAL_IMAGES[0].read_bytes()
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -44,3 +49,48 @@ def write_archive(path: Path, members: Mapping[str, bytes]) -> None:
 def cell(folder: str, *seeds: int) -> dict[str, bytes]:
     """Members of one cell, `NR/6_keV`: an image for each seed."""
     return {f"{ROOT}/{folder}/cygno-{seed:04d}.png": simulated_png(seed) for seed in seeds}
+
+
+# --- hostile ones, as bytes
+
+
+def zipped(*members: tuple[str | zipfile.ZipInfo, bytes], compression: int = 0) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, content in members:
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def named(name: str) -> bytes:
+    """An archive with a member of this name, whatever zipfile would make of it."""
+    placeholder = "x" * len(name.encode())
+    return zipped((placeholder, b"1")).replace(placeholder.encode(), name.encode())
+
+
+def link() -> bytes:
+    info = zipfile.ZipInfo("NR/6_keV/a.png")
+    info.external_attr = SYMBOLIC_LINK
+    return zipped((info, b"/etc/passwd"))
+
+
+def with_directory_field(offset: int, value: int, size: str = "<H") -> bytes:
+    """A good archive with one field of its directory's first entry changed."""
+    data = bytearray(zipped(("a.png", _REAL)))
+    struct.pack_into(size, data, data.index(b"PK\x01\x02") + offset, value)
+    return bytes(data)
+
+
+def overlapping() -> bytes:
+    """Two entries of the directory that share the same bytes, as in an overlapping zip bomb."""
+    data = bytearray(zipped(("a.png", _REAL), ("b.png", _REAL)))
+    first = data.index(b"PK\x01\x02")
+    second = data.index(b"PK\x01\x02", first + 1)
+    cut = data.index(b"PK\x03\x04", 1)  # drop the second member's own bytes
+    del data[cut:first]
+    first, second = cut, second - (first - cut)
+    data[second + 42 : second + 46] = data[first + 42 : first + 46]
+    end = data.index(b"PK\x05\x06")
+    struct.pack_into("<I", data, end + 16, first)
+    return bytes(data)

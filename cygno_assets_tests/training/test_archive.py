@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
 import zipfile
 import zlib
 from typing import TYPE_CHECKING
@@ -14,6 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
+from cygno_assets_tests.training.archives import (
+    link,
+    named,
+    overlapping,
+    with_directory_field,
+    zipped,
+)
 from cygno_assets_tests.wire import REAL_IMAGES
 
 if TYPE_CHECKING:
@@ -21,49 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IMAGE = REAL_IMAGES[0].read_bytes()
-SYMBOLIC_LINK = 0o120777 << 16
-
-
-def zipped(*members: tuple[str | zipfile.ZipInfo, bytes], compression: int = 0) -> bytes:
-    file = io.BytesIO()
-    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", compression) as archive:
-        warnings.simplefilter("ignore")  # of names that are there twice
-        for name, content in members:
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
-def named(name: str) -> bytes:
-    """An archive with a member of this name, whatever zipfile would make of it."""
-    placeholder = "x" * len(name.encode())
-    return zipped((placeholder, b"1")).replace(placeholder.encode(), name.encode())
-
-
-def link() -> bytes:
-    info = zipfile.ZipInfo("NR/6_keV/a.png")
-    info.external_attr = SYMBOLIC_LINK
-    return zipped((info, b"/etc/passwd"))
-
-
-def with_directory_field(offset: int, value: int, size: str = "<H") -> bytes:
-    """A good archive with one field of its directory's first entry changed."""
-    data = bytearray(zipped(("a.png", IMAGE)))
-    struct.pack_into(size, data, data.index(b"PK\x01\x02") + offset, value)
-    return bytes(data)
-
-
-def overlapping() -> bytes:
-    """Two entries of the directory that share the same bytes, as in an overlapping zip bomb."""
-    data = bytearray(zipped(("a.png", IMAGE), ("b.png", IMAGE)))
-    first = data.index(b"PK\x01\x02")
-    second = data.index(b"PK\x01\x02", first + 1)
-    cut = data.index(b"PK\x03\x04", 1)  # drop the second member's own bytes
-    del data[cut:first]
-    first, second = cut, second - (first - cut)
-    data[second + 42 : second + 46] = data[first + 42 : first + 46]
-    end = data.index(b"PK\x05\x06")
-    struct.pack_into("<I", data, end + 16, first)
-    return bytes(data)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from cygno_assets.training.fetch import (
     archive_version,
     fetch_archive,
 )
+from cygno_assets_tests.origin import answer, serving
 from cygno_assets_tests.wire import REAL_IMAGES
 
 if TYPE_CHECKING:
@@ -180,6 +181,31 @@ def test_a_server_without_ranges_sends_it_anew(shelf: Shelf, tmp_path: Path) -> 
 def test_passing_trouble_is_waited_for(shelf: Shelf, tmp_path: Path) -> None:
     shelf.statuses = [503, 429, 500]
     is_whole(fetch_archive(shelf.url, tmp_path), FIRST, changed=True)
+
+
+def test_a_redirect_on_the_same_host_is_followed(tmp_path: Path) -> None:
+    with serving() as origin:
+        origin.answers[:] = [answer(status=302, Location="/there"), answer(FIRST)]
+        fetched = fetch_archive(f"{origin.address}/here?{SECRET}", tmp_path)
+        assert origin.requests == [f"/here?{SECRET}", "/there"]
+    is_whole(fetched, FIRST, changed=True)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["http://localhost:{port}/x", "//127.0.0.2/x", "http://u@127.0.0.1:{port}/x", "http://127.1/x",
+     "http://localhost\\@127.0.0.1:{port}/x"],
+)  # fmt: skip
+def test_a_redirect_to_another_host_is_not_followed(tmp_path: Path, target: str) -> None:
+    with serving() as origin:
+        port = origin.address.rpartition(":")[2]
+        location = f"{target.format(port=port)}?{SECRET}"
+        origin.answers[:] = [answer(status=302, Location=location)]
+        for ask in (archive_version, lambda url: fetch_archive(url, tmp_path)):
+            with pytest.raises(FetchError, match="which is not followed") as refused:
+                ask(f"{origin.address}/here?{SECRET}")
+            assert SECRET not in str(refused.value)
+        assert origin.requests == [f"/here?{SECRET}"] * 2
 
 
 def test_what_does_not_pass_is_said_at_once(shelf: Shelf, tmp_path: Path) -> None:
