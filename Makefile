@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: help demo test test-ui check bench screenshots constraints clean
+.PHONY: help demo test test-ui chaos check bench screenshots constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,6 +23,9 @@ test: $(READY_DEV) ## the tests
 test-ui: $(READY_DEV) ## the tests in a browser; needs Debian's package chromium
 	@command -v chromium >/dev/null || { echo "chromium is missing: sudo apt-get install chromium"; exit 1; }
 	$(BIN)/python -m pytest cygno_assets_tests/ui
+
+chaos: $(READY_DEV) ## break the running system on purpose, and count; root (mounts); SHORT=1 for the most telling
+	@$(BIN)/python -m cygno_assets_tests.chaos $(if $(SHORT),--short)
 
 screenshots: $(READY_DEV) ## take the README's screenshots anew; needs chromium
 	@command -v chromium >/dev/null || { echo "chromium is missing: sudo apt-get install chromium"; exit 1; }

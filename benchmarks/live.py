@@ -224,6 +224,7 @@ def running_live(
             "home": home,
             "daq_nats_url": daq.nats_url,
             "daq_timezone": "UTC",
+            "download_hosts": daq.bucket.endpoint,
             "download_ca_file": daq.bucket.ca_file,
             "training_archive": NO_TRAINING_SET,
             "webserver_port": free_port(),  # 3000 is for people

@@ -12,12 +12,14 @@ from cygno_assets.assets.training_dataset import build_training_dataset
 from cygno_assets.assets.training_figures import build_training_figures
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.automation.retries import build_failed_events_sensor
+from cygno_assets.automation.schedules import build_reconciliation_schedule
 from cygno_assets.automation.sensors import build_daq_events_sensor
 from cygno_assets.automation.training import (
     automated,
     build_archive_sensor,
     build_automation_sensor,
 )
+from cygno_assets.checks.live import build_live_checks
 from cygno_assets.checks.training import build_training_checks
 from cygno_assets.daq.inbox import Inbox
 from cygno_assets.settings import load_settings
@@ -57,7 +59,7 @@ def build_defs(
     ]
     return Definitions(
         assets=[*build_live_assets(settings), *automated(training, settings)],
-        asset_checks=build_training_checks(settings),
+        asset_checks=[*build_live_checks(settings), *build_training_checks(settings)],
         jobs=[live_event_job],
         sensors=[
             build_daq_events_sensor(settings),
@@ -65,6 +67,7 @@ def build_defs(
             build_archive_sensor(settings),
             build_automation_sensor(),
         ],
+        schedules=[build_reconciliation_schedule(settings)],
         resources={
             "inbox": Inbox(settings.resolve_inbox_url),
             "raw_image_io_manager": RawImageIOManager(root),

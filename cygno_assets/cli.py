@@ -97,14 +97,28 @@ def demo(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Authority of the object store's certificate; overrides CYGNO_DOWNLOAD_CA_FILE.",
 )
+@click.option(
+    "--image-host",
+    "image_hosts",
+    multiple=True,
+    help="Host[:port] that images may be fetched from, as in the announced URLs; repeatable; "
+    "overrides CYGNO_DOWNLOAD_HOSTS.",
+)
 @_port
-def up(nats_url: str | None, ca_file: Path | None, port: int | None) -> None:
+def up(
+    nats_url: str | None, ca_file: Path | None, image_hosts: tuple[str, ...], port: int | None
+) -> None:
     """Run everything against a real DAQ, until Ctrl-C."""
     from cygno_assets.services.run import run_up
 
     _guarded(
         lambda: run_up(
-            {"daq_nats_url": nats_url, "download_ca_file": ca_file, "webserver_port": port}
+            {
+                "daq_nats_url": nats_url,
+                "download_ca_file": ca_file,
+                "download_hosts": ",".join(image_hosts) or None,
+                "webserver_port": port,
+            }
         )
     )
 
@@ -153,6 +167,61 @@ def backfill_training(*, no_wait: bool) -> None:
     from cygno_assets.services.backfill import run_training_backfill
 
     sys.exit(run_training_backfill(load_settings(), click.echo, wait=not no_wait))
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Make again what is missing.")
+@click.option("--json", "as_json", is_flag=True, help="All differences, for programs.")
+def reconcile(*, repair: bool, as_json: bool) -> None:
+    """Compare what the inbox holds, what ran, what is materialized and what is stored.
+
+    Lists every event of which not everything agrees, with the reason. The exit status is 0 only if
+    everything agrees, or was mended.
+    """
+    from cygno_assets.services.mending import run_reconcile
+
+    sys.exit(run_reconcile(load_settings(), click.echo, repair=repair, as_json=as_json))
+
+
+@cli.command()
+@click.argument("events", nargs=-1)
+@click.option("--kind", help="Only those that failed on this, such as `expired`.")
+def replay(events: tuple[str, ...], kind: str | None) -> None:
+    """Make failed EVENTS again, as the web UI does; all that failed, if none is named."""
+    from cygno_assets.services.mending import run_replay
+
+    sys.exit(run_replay(load_settings(), click.echo, events=events, kind=kind))
+
+
+@cli.group()
+def rejected() -> None:
+    """Messages of the DAQ that could not be events; they are kept in the inbox."""
+
+
+@rejected.command("list")
+def rejected_list() -> None:
+    """List them: sequence, when, size, and why."""
+    from cygno_assets.services.mending import list_rejected
+
+    list_rejected(load_settings(), click.echo)
+
+
+@rejected.command("show")
+@click.argument("sequence", type=click.IntRange(1))
+def rejected_show(sequence: int) -> None:
+    """Show the message of this SEQUENCE, without the signature of its URL."""
+    from cygno_assets.services.mending import show_rejected
+
+    show_rejected(load_settings(), sequence, click.echo)
+
+
+@rejected.command("replay")
+@click.argument("sequences", nargs=-1, type=click.IntRange(1))
+def rejected_replay(sequences: tuple[int, ...]) -> None:
+    """Read these again by the settings of now, or all; what is an event goes its way."""
+    from cygno_assets.services.mending import replay_rejected
+
+    sys.exit(replay_rejected(load_settings(), sequences, click.echo))
 
 
 @cli.command()

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from cygno_assets.hosts import AllowedHost
 from cygno_assets.physics.spec import PreprocessSpec
 from cygno_assets.physics.splits import SplitSpec
 
@@ -82,6 +83,13 @@ class Settings(BaseModel):
         "zone (the school's: Europe/Rome).",
     )
 
+    download_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts to fetch images from, separated by commas, as they stand in the "
+        "announced URLs: `host`, `host:port`, an address, or `*.example.org` for all names below "
+        "it that lead to public addresses. Only by https, unless written `http://host:port`. "
+        "From any other host nothing is fetched.",
+    )
     download_ca_file: Path | None = Field(
         None,
         description="PEM file of the authority that signed the object store's certificate; "
@@ -131,6 +139,11 @@ class Settings(BaseModel):
         ge=1,
         le=10_000,
         description="Live runs queued or running at once; further events wait in the inbox.",
+    )
+
+    reconciliation_cron: str = Field(
+        "*/15 * * * *",
+        description="When it is checked that no event was lost, as a cron line in UTC.",
     )
 
     storage_url: str | None = Field(
@@ -206,12 +219,17 @@ class Settings(BaseModel):
         "`team:name`.",
     )
 
-    @field_validator("owners", mode="before")
+    @field_validator("owners", "download_hosts", mode="before")
     @classmethod
-    def _split_owners(cls, value: object) -> object:
+    def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("download_hosts")
+    @classmethod
+    def _in_one_form(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(AllowedHost.parse(entry)) for entry in value)
 
     @field_validator("owners")
     @classmethod
@@ -475,7 +493,7 @@ def settings_table() -> str:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for field, info in Settings.model_fields.items():
         default = info.default
-        if default is None:
+        if default is None or default == ():
             shown = "–"
         elif field == "home":
             shown = "`.cygno` in the checkout"

@@ -33,10 +33,12 @@ from cygno_assets.daq.announcement import (
     parse_announcement,
 )
 from cygno_assets.daq.download import (
+    DownloadError,
     DownloadLimits,
-    FinalDownloadError,
+    RetriableDownloadError,
     content_md5,
     download_image,
+    span,
 )
 from cygno_assets.daq.inbox import (
     EVENT_SUBJECT,
@@ -45,6 +47,7 @@ from cygno_assets.daq.inbox import (
     InboxUnavailableError,
     StoredMessage,
 )
+from cygno_assets.hosts import AllowedHost
 from cygno_assets.partitions import daq_event_partitions
 from cygno_assets.physics.images import ImageError
 from cygno_assets.settings import SettingsError
@@ -70,6 +73,9 @@ ATTEMPT_TAG = "cygno/attempt"
 MAX_ATTEMPTS = 20
 """They take 80 minutes, more than a presigned URL lives."""
 
+KIND = "kind"
+"""Metadata of a failure: what it is, in a word that stays the same; docs/operating.md has them."""
+
 # Temporary trouble that outlasts the short retries inside the request; what is final raises
 # Failure(allow_retries=False) instead.
 _RETRY = RetryPolicy(max_retries=2, delay=2, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
@@ -83,6 +89,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
     limits = DownloadLimits(
         max_bytes=settings.download_max_bytes,
         timeout_s=settings.download_timeout_s,
+        hosts=tuple(AllowedHost.parse(entry) for entry in settings.download_hosts),
         ca_file=settings.download_ca_file,
         insecure=settings.download_insecure,
     )
@@ -123,21 +130,22 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         The sensor passes over an announcement of an event that is being made.
         """
         found = announced(inbox, event_id)
-        while True:
-            if found is None:
-                raise _failed_for_good(context, "gone", _nothing_left(event_id, settings))
+        while found is not None:
+            message, announcement = found
             try:
-                data = download_image(found[1], limits)
-                if found[1].md5 is None:
+                data = download_image(announcement, limits, received=message.received)
+                if announcement.md5 is None:
                     decode(data)  # nothing else vouches for these bytes
-            except (FinalDownloadError, ImageError):
-                newer = announced(inbox, event_id)
-                if newer is None or newer[0].sequence <= found[0].sequence:
-                    raise
-                context.log.info("failed, but it has been announced again: trying that")
-                found = newer
+            except (DownloadError, ImageError) as error:
+                found = announced(inbox, event_id)
+                if found is None or found[0].sequence <= message.sequence:
+                    if isinstance(error, ImageError):
+                        raise
+                    raise _not_downloaded(context, event_id, error, message) from None
+                context.log.info("failed, but it was announced again meanwhile: trying that")
             else:
                 return found, data
+        raise _failed_for_good(context, "gone", _nothing_left(event_id, settings))
 
     announcements = AssetSpec(
         ANNOUNCEMENTS,
@@ -184,6 +192,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         )
 
         event_id = _event_id(context)
+        found: tuple[StoredMessage, Announcement] | None = None
         downloaded: dict[str, RawMetadataValue] = {}
         try:
             data = _undamaged(raw_image_io_manager.stored(RAW_IMAGE, event_id), event_id)
@@ -198,8 +207,8 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             seen.clear()
             seen[context.run.run_id] = found
             image = decode(data)
-        except (NotAnEventError, FinalDownloadError, ImageError) as error:
-            raise _failed_for_good(context, _kind_of(error), f"{event_id}: {error}") from None
+        except (NotAnEventError, ImageError) as error:
+            raise _useless(context, event_id, error) from None
         counts = pixel_counts(image)
         mean, sd = mean_and_sd(counts)
         low, high = range_of(counts)
@@ -253,7 +262,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             image = decode(raw_image)
             tensor = preprocess(image, spec)
         except ImageError as error:
-            raise _failed_for_good(context, _kind_of(error), f"{event_id}: {error}") from None
+            raise _useless(context, event_id, error) from None
         clipped_low, clipped_high = clipped_shares(image, spec)
         metadata: dict[str, RawMetadataValue] = {
             "thumbnail": picture(
@@ -286,7 +295,7 @@ def _event_id(context: AssetExecutionContext) -> str:
     if not is_event_id(event_id):
         raise _failed_for_good(
             context,
-            "not_an_event",
+            "no_event",
             f"partition {event_id[:60]!r} is no event: letters, digits, '_' and '-' only",
         )
     return event_id
@@ -295,14 +304,7 @@ def _event_id(context: AssetExecutionContext) -> str:
 def _failed_for_good(context: AssetExecutionContext, kind: str, why: str) -> Failure:
     """A failure that trying again would not mend; said on the run too, where it can be counted."""
     context.instance.add_run_tags(context.run.run_id, {FINAL_TAG: kind})
-    return Failure(why, metadata={"kind": kind}, allow_retries=False)
-
-
-def _kind_of(error: Exception) -> str:
-    """In a word, to count by."""
-    if isinstance(error, ImageError):
-        return "not_an_image"
-    return "not_an_event" if isinstance(error, NotAnEventError) else "download"
+    return Failure(why, metadata={KIND: kind}, allow_retries=False)
 
 
 def _undamaged(data: bytes | None, event_id: str) -> bytes | None:
@@ -318,6 +320,25 @@ def _nothing_left(event_id: str, settings: "Settings") -> str:
         f"(kept {settings.inbox_max_age_days:g} days); it can only be made after the DAQ has "
         "announced it again"
     )
+
+
+def _useless(
+    context: AssetExecutionContext, event_id: str, error: NotAnEventError | ImageError
+) -> Failure:
+    kind = "no_event" if isinstance(error, NotAnEventError) else "no_image"
+    return _failed_for_good(context, kind, f"{event_id}: {error}")
+
+
+def _not_downloaded(
+    context: AssetExecutionContext, event_id: str, error: DownloadError, message: StoredMessage
+) -> Failure:
+    waited = ""
+    if error.kind == "expired" and message.received is not None:
+        waited = f"; the event had waited {span(datetime.now(UTC) - message.received)}"
+    why = f"{event_id}: {error}{waited}"
+    if isinstance(error, RetriableDownloadError):
+        return Failure(why, metadata={KIND: error.kind})
+    return _failed_for_good(context, error.kind, why)
 
 
 def _times(message: StoredMessage, announced: "Announcement") -> dict[str, "RawMetadataValue"]:

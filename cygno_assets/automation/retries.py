@@ -23,7 +23,9 @@ from dagster import (
 )
 
 from cygno_assets.assets.live import ATTEMPT_TAG, LIVE_TAG
-from cygno_assets.automation.history import (
+from cygno_assets.automation.jobs import live_event_job
+from cygno_assets.automation.sensors import SEQUENCE_TAG
+from cygno_assets.records.history import (
     PARTITION_TAG,
     attempt_of,
     events_of,
@@ -33,8 +35,6 @@ from cygno_assets.automation.history import (
     runs_by_id,
     unfinished_runs,
 )
-from cygno_assets.automation.jobs import live_event_job
-from cygno_assets.automation.sensors import SEQUENCE_TAG
 from cygno_assets.settings import Settings
 
 _EVERY_S = 5

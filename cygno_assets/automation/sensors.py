@@ -21,10 +21,10 @@ from dagster import (
 )
 
 from cygno_assets.assets.live import LIVE_TAG
-from cygno_assets.automation.history import events_of, materialized_events, unfinished_runs
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.daq.inbox import Inbox, StoredMessage, StreamState
 from cygno_assets.partitions import daq_event_partitions
+from cygno_assets.records.history import DAQ_EVENTS, events_of, materialized_events, unfinished_runs
 
 if TYPE_CHECKING:
     from cygno_assets.settings import Settings
@@ -113,7 +113,7 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
     """The sensor, for these settings."""
 
     @sensor(
-        name="daq_events",
+        name=DAQ_EVENTS,
         job=live_event_job,
         minimum_interval_seconds=1,  # 0 would mean Dagster's default, 30
         default_status=DefaultSensorStatus.RUNNING,

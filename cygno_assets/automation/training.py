@@ -29,7 +29,7 @@ from cygno_assets.assets.training import (
     TRAINING_CELLS,
     UNLABELLED_PATHS,
 )
-from cygno_assets.automation.history import unfinished_runs
+from cygno_assets.records.history import unfinished_runs
 from cygno_assets.settings import SettingsError, environment_name
 
 if TYPE_CHECKING:

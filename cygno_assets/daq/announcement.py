@@ -1,7 +1,7 @@
 """What the DAQ announces: from the message on the wire to a checked `Announcement`.
 
 Here belong the wire format and its checks; not where messages come from (recorder.py, inbox.py)
-nor what becomes of the image (download.py).
+nor what becomes of the image, and whether its host is one to ask (download.py).
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import parse_qs, urlsplit
+
+from cygno_assets.hosts import Endpoint
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -25,6 +27,10 @@ _EVENT_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_EVENT_ID_LENGTH}}}")
 _SUFFIX = re.compile(r"[A-Za-z0-9]{1,10}")
 _MD5_ENDING = re.compile(r"(?:.*-)?([0-9a-f]{32})")
 _SHOWN = 60
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_AHEAD = timedelta(days=1)
+"""A DAQ whose clock or time zone is wrong by hours is still a DAQ."""
 
 
 class NotAnEventError(ValueError):
@@ -69,6 +75,21 @@ class Announcement:
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
+    @property
+    def url_expires(self) -> datetime | None:
+        """When the presigned URL ceases to open the image; None if it does not say so."""
+        query = parse_qs(urlsplit(self.url).query)
+        signed = _signed_at(query.get("X-Amz-Date"))
+        lasts = _digits(query.get("X-Amz-Expires"))
+        if signed is None:  # the signatures before version 4 count from 1970
+            signed, lasts = _FIRST_TIME, _digits(query.get("Expires"))
+        if lasts is None:
+            return None
+        try:
+            return signed + timedelta(seconds=lasts)
+        except OverflowError:
+            return None
+
 
 def parse_announcement(
     payload: bytes, *, timezone: ZoneInfo, names_without_md5: bool = False
@@ -112,18 +133,36 @@ def _read_object(payload: bytes) -> dict[str, Any]:
         raise NotAnEventError(
             f"message of {len(payload)} bytes is longer than {MAX_MESSAGE_BYTES} bytes"
         )
+    if payload.startswith(_BYTE_ORDER_MARK):
+        raise NotAnEventError("message begins with a byte order mark, which is not JSON")
     try:
         text = payload.decode("utf-8")
     except UnicodeDecodeError as error:
         raise NotAnEventError(f"message is not UTF-8: {error.reason} at {error.start}") from None
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_number)
+    except NotAnEventError:
+        raise
     # A RecursionError is what thousands of nested brackets raise.
     except (ValueError, RecursionError) as error:
         raise NotAnEventError(f"message is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise NotAnEventError(f"message is not a JSON object but a {_json_type(value)}")
     return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a field that is there twice, some readers take the first and some the last."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise NotAnEventError(f"field {_shown(name)} is there twice")
+        fields[name] = value
+    return fields
+
+
+def _no_number(constant: str) -> None:
+    raise NotAnEventError(f"message holds {constant}, which is not JSON")
 
 
 def _string(fields: dict[str, Any], name: str) -> str:
@@ -172,32 +211,39 @@ def _read_time(time: str, timezone: ZoneInfo) -> datetime:
         acquired.astimezone(UTC)  # fails on the first and last days of the calendar
     except (ValueError, OverflowError):
         raise wrong from None
+    if acquired < _FIRST_TIME:
+        raise NotAnEventError(f"field 'time' is before 1970: {_shown(time)}")
+    if acquired > datetime.now(UTC) + _AHEAD:
+        raise NotAnEventError(f"field 'time' is more than a day in the future: {_shown(time)}")
     return acquired
+
+
+def _signed_at(values: list[str] | None) -> datetime | None:
+    try:
+        [value] = values or []
+        return datetime.strptime(value, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def _digits(values: list[str] | None) -> int | None:
+    """The number that a parameter is; None if it is none, or there twice."""
+    if values is None or len(values) != 1 or not re.fullmatch(r"[0-9]{1,12}", values[0]):
+        return None
+    return int(values[0])
 
 
 def _check_url(url: str) -> None:
     # A URL opens the image, so messages say what is wrong with it but never quote it whole.
     if len(url) > MAX_URL_LENGTH:
         raise NotAnEventError(f"field 'url' is longer than {MAX_URL_LENGTH} characters")
-    if any(c.isspace() or not c.isprintable() for c in url):
-        raise NotAnEventError("field 'url' holds spaces or control characters")
-    parts = _split(url)
-    if parts is None:
-        raise NotAnEventError("field 'url' cannot be parsed")
-    if parts.scheme not in {"https", "http"}:
-        raise NotAnEventError(f"field 'url' is neither https nor http: {_shown(parts.scheme)}")
-    if not parts.hostname:
-        raise NotAnEventError("field 'url' names no host")
-
-
-def _split(url: str) -> SplitResult | None:
     try:
-        parts = urlsplit(url)
-        _ = parts.port, parts.hostname  # read lazily; both may raise
-    except ValueError:
-        return None
-    return parts
+        Endpoint.of(url)
+    except ValueError as error:
+        raise NotAnEventError(f"field 'url' {error}") from None
 
 
 def _shown(value: str) -> str:
+    if "://" in value:  # a URL in the wrong field; it may be presigned, or hold a password
+        return "a URL"
     return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")

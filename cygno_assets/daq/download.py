@@ -1,19 +1,23 @@
-"""Fetching an announced image: bounded in size and time, checked against its md5.
+"""Fetching an announced image: from a listed host, bounded in size and time, checked by its md5.
 
-Here belong the request and the names of what can go wrong with it; not where bytes are kept.
+Here belong the request and the names of what can go wrong with it; not connections
+(http_session.py), nor where bytes are kept.
 Presigned URLs open the image for whoever holds them: no error or log line here shows one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import re
+import http
+import http.client
+import random
 import ssl
 import time
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+from cygno_assets.hosts import AllowedHost, Endpoint, admitting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,24 +26,54 @@ if TYPE_CHECKING:
 
     from cygno_assets.daq.announcement import Announcement
 
+Kind = Literal[
+    "unavailable",  # connection, time-out, 429, 5xx, truncated
+    "missing",  # 404, 410
+    "expired",  # the presigned URL
+    "forbidden",  # 401, 403 with a URL that has not expired
+    "wrong_content",  # another md5, or nothing
+    "too_large",  # body or headers
+    "bad_answer",  # any other status: redirects, 206, …
+    "not_allowed",  # the host is not listed, or its address not public
+    "untrusted",  # certificate
+    "unusable_url",
+]
+
 _CHUNK_BYTES = 65_536
-_RETRIES = 3
 _RETRIED_STATUSES = (429, 500, 502, 503, 504)
 _CONNECT_TIMEOUT_S = 5.0
-_MAX_DURATION_S = 120.0
-"""Of the whole answer: a server that drips one byte a second never runs into a time-out."""
+_CLOCK_SKEW = timedelta(minutes=1)
+_YOUNG = timedelta(minutes=1)
+"""So long after its announcement an object may still be on its way into the bucket."""
+
+# Pauses before each further try, in seconds; an object may appear seconds after its announcement.
+_PAUSES_S: dict[str, tuple[float, ...]] = {
+    "unavailable": (0.1, 0.4, 0.8),
+    "missing": (0.5, 1.0, 1.5, 2.0),
+}
+_JITTER = 0.3
+"""Pauses are longer or shorter by up to this share: many runs must not come back at once."""
 
 
 class DownloadError(Exception):
-    """An image could not be fetched. Which subclass says what may be done about it."""
+    """An image could not be fetched. Which subclass says what may be done about it.
+
+    Args:
+        message: begins with the file's name, so that it can be told which event it is.
+        kind: what it is, in a word that stays the same.
+    """
+
+    def __init__(self, message: str, kind: Kind) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class RetriableDownloadError(DownloadError):
-    """Trying again later may help: connection, time-out, 429, 5xx, a truncated answer."""
+    """Trying again later may help: `unavailable`, and `missing` right after the announcement."""
 
 
 class FinalDownloadError(DownloadError):
-    """Trying the same again will not help: 403, 404, too large, wrong md5, bad certificate."""
+    """Trying the same again will not help: every other kind."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +83,16 @@ class DownloadLimits:
     Attributes:
         max_bytes: largest answer accepted.
         timeout_s: without a byte, in seconds.
+        hosts: to fetch from; none unless listed.
+        max_duration_s: of one answer, in seconds; no further try begins after as much.
         ca_file: authority of the server's certificate; None for the system's.
         insecure: skip certificate checks.
     """
 
     max_bytes: int
     timeout_s: float
+    hosts: tuple[AllowedHost, ...] = ()
+    max_duration_s: float = 120.0
     ca_file: Path | None = None
     insecure: bool = False
 
@@ -68,19 +106,33 @@ def check_md5(data: bytes, announcement: Announcement) -> None:
     """Compares bytes with the md5 in the announced name, if it carries one.
 
     Raises:
-        FinalDownloadError: they differ.
+        FinalDownloadError: they differ (`wrong_content`).
     """
     if announcement.md5 is not None and (found := content_md5(data)) != announcement.md5:
         raise FinalDownloadError(
             f"{announcement.filename}: wrong md5 {found} of {len(data)} bytes "
-            f"from {announcement.source}"
+            f"from {announcement.source}",
+            "wrong_content",
         )
 
 
-def download_image(announcement: Announcement, limits: DownloadLimits) -> bytes:
+def span(time: timedelta) -> str:
+    """A time in words for people, to the second: `1 day, 2:03:04`."""
+    return str(timedelta(seconds=max(0, round(time.total_seconds()))))
+
+
+def download_image(
+    announcement: Announcement, limits: DownloadLimits, *, received: datetime | None = None
+) -> bytes:
     """Fetches one announced image.
 
     Short retries with growing, jittered pauses happen inside; they follow no redirect.
+
+    Args:
+        announcement: what to fetch, and from where.
+        limits: how.
+        received: when the announcement came, with time zone: an object that is not there within
+            a minute of it may still come. None if that is not known.
 
     Returns:
         The file's bytes, as delivered, with the md5 that its name promises.
@@ -89,82 +141,178 @@ def download_image(announcement: Announcement, limits: DownloadLimits) -> bytes:
         RetriableDownloadError: see there.
         FinalDownloadError: see there.
     """
-    import requests
-    import urllib3.exceptions
-
-    # What a message says starts with the file's name, so that it can be told which event it is.
-    what = f"{announcement.filename} from {announcement.source}"
-    try:
-        with _session().get(
-            announcement.url,
-            stream=True,
-            allow_redirects=False,
-            timeout=(_CONNECT_TIMEOUT_S, limits.timeout_s),
-            # On each request, for REQUESTS_CA_BUNDLE in the environment silently
-            # overrides what is set on a session.
-            verify=_verify(limits),
-        ) as response:
-            _check_status(response, what)
-            data = _read_body(response, limits.max_bytes, what)
-    except requests.exceptions.SSLError as error:
-        if not _is_about_certificates(error):  # hung up in the handshake, say
-            raise RetriableDownloadError(f"{what}: {_kind(error)}") from None
-        raise FinalDownloadError(
-            f"{what}: the server's certificate is not trusted ({_kind(error)}); set "
-            "CYGNO_DOWNLOAD_CA_FILE to its authority's PEM file"
-        ) from None
-    except (
-        requests.exceptions.InvalidURL,
-        requests.exceptions.InvalidSchema,
-        requests.exceptions.MissingSchema,
-    ) as error:
-        raise FinalDownloadError(f"{what}: the URL cannot be used ({_kind(error)})") from None
-    # The exceptions of requests and urllib3 quote the URL with its signature: `from None`.
-    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise RetriableDownloadError(f"{what}: {_kind(error)}") from None
-    # requests' word for an authority's file that is gone; all else it raises is above.
-    except OSError as error:
-        raise FinalDownloadError(f"{what}: {error}") from None
-    check_md5(data, announcement)
-    return data
+    started = time.monotonic()
+    fetch = _Fetch(announcement, limits)
+    pauses = {kind: iter(seconds) for kind, seconds in _PAUSES_S.items()}
+    while True:
+        try:
+            return fetch.once()
+        except RetriableDownloadError as error:
+            young = received is not None and datetime.now(UTC) - received < _YOUNG
+            old = received is not None and not young
+            pause = next(pauses[error.kind], None)
+            if pause is None or (error.kind == "missing" and old) or _past(started, limits):
+                if error.kind == "missing" and not young:
+                    raise FinalDownloadError(str(error), error.kind) from None
+                raise
+        time.sleep(pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 – no secret
 
 
-@cache
-def _session() -> requests.Session:
-    """This process's session: its connections are kept, for a handshake costs as much as an image.
-
-    Nothing else of it outlasts a request: no cookie, no password, and a connection that the
-    server has closed meanwhile is opened again.
-    """
-    from http.cookiejar import DefaultCookiePolicy
-
-    import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3.util import Retry
-
-    for name in ("urllib3.connectionpool", "urllib3.util.retry", "urllib3.connection"):
-        logging.getLogger(name).addFilter(_without_signatures)
-    retries = Retry(
-        total=_RETRIES,
-        backoff_factor=0.2,
-        backoff_jitter=0.2,
-        status_forcelist=_RETRIED_STATUSES,
-        allowed_methods=("GET",),
-        raise_on_status=False,
-        respect_retry_after_header=False,  # it may say hours, and a run would sleep through them
-    )
-    session = requests.Session()
-    session.trust_env = False  # no proxy and no .netrc password for an address from a message
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retries))
-    return session
+def _past(started: float, limits: DownloadLimits) -> bool:
+    return time.monotonic() - started > limits.max_duration_s
 
 
-def _without_signatures(record: logging.LogRecord) -> bool:
-    """A logging filter: urllib3 writes whole URLs, signatures and all, when it tries again."""
-    record.msg, record.args = re.sub(r"\?[^\s'\"]+", "?…", record.getMessage()), None
-    return True
+class _Fetch:
+    """One image's requests, all alike."""
+
+    def __init__(self, announcement: Announcement, limits: DownloadLimits) -> None:
+        self._announcement = announcement
+        self._limits = limits
+        self._what = f"{announcement.filename} from {announcement.source}"
+        self._entry = self._admitted()
+
+    def _admitted(self) -> AllowedHost:
+        """The entry of the list that allows this URL; no name is looked up for any other."""
+        try:
+            endpoint = Endpoint.of(self._announcement.url)
+        except ValueError as error:
+            raise self._final(f"field 'url' {error}", "unusable_url") from None
+        entry = admitting(endpoint, self._limits.hosts)
+        if entry is None:
+            scheme = "" if endpoint.scheme == "https" else "http://"
+            raise self._final(
+                f"field 'url': host {scheme}{endpoint} is not in CYGNO_DOWNLOAD_HOSTS",
+                "not_allowed",
+            )
+        return entry
+
+    def once(self) -> bytes:
+        """Asks once; raises what `download_image` raises."""
+        import requests
+        import urllib3.exceptions
+
+        from cygno_assets.daq import http_session
+
+        self._check_expiry()
+        limits = self._limits
+        session = http_session.session(
+            max_bytes=limits.max_bytes,
+            max_s=limits.max_duration_s,
+            # A name that is listed is allowed wherever it leads; of one that is not, whoever
+            # runs the domain's name server decides where it leads.
+            public_only=self._entry.below,
+        )
+        try:
+            with session.get(
+                self._announcement.url,
+                stream=True,
+                allow_redirects=False,
+                timeout=(_CONNECT_TIMEOUT_S, limits.timeout_s),
+                # On each request, for REQUESTS_CA_BUNDLE in the environment silently
+                # overrides what is set on a session.
+                verify=_verify(limits),
+            ) as response:
+                self._check_status(response.status_code)
+                data = self._read_body(response)
+        except http_session.NotPublicError as error:
+            raise self._final(
+                f"field 'url': the host leads to {error}, which is no public address, and is "
+                f"allowed only by the pattern {self._entry}; list it by its name in "
+                "CYGNO_DOWNLOAD_HOSTS if it is meant",
+                "not_allowed",
+            ) from None
+        except http_session.AnswerTooLongError:
+            raise self._too_large() from None
+        except http_session.AnswerTooSlowError:
+            raise self._unavailable(f"not complete after {limits.max_duration_s:g} s") from None
+        except requests.exceptions.SSLError as error:
+            if not _is_about_certificates(error):  # hung up in the handshake, say
+                raise self._unavailable(_named(error)) from None
+            raise self._final(
+                f"the server's certificate is not trusted ({_named(error)}); set "
+                "CYGNO_DOWNLOAD_CA_FILE to its authority's PEM file",
+                "untrusted",
+            ) from None
+        except (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+        ) as error:
+            raise self._final(f"the URL cannot be used ({_named(error)})", "unusable_url") from None
+        # The exceptions of requests and urllib3 quote the URL with its signature: `from None`.
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+            if _is_about_headers(error):
+                raise self._final("its answer's headers are too large", "too_large") from None
+            raise self._unavailable(_named(error)) from None
+        # requests' word for an authority's file that is gone; all else it raises is above.
+        except OSError as error:
+            raise self._final(str(error), "untrusted") from None
+        check_md5(data, self._announcement)
+        return data
+
+    def _check_expiry(self) -> None:
+        """A URL that is known to be dead need not be asked; the server's clock may differ a bit."""
+        expires = self._announcement.url_expires
+        if expires is not None and datetime.now(UTC) > expires + _CLOCK_SKEW:
+            raise self._final(_expired(expires), "expired")
+
+    def _check_status(self, status: int) -> None:
+        if status == 200:
+            return
+        # Not in the server's own words: it may put anything there, our URL too.
+        phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
+        said = f"HTTP {status} {phrase}".rstrip()
+        if status in _RETRIED_STATUSES:
+            raise self._unavailable(said)
+        if status == 404:
+            raise RetriableDownloadError(f"{self._what}: {said}", "missing")
+        if status == 410:
+            raise self._final(said, "missing")
+        if status not in {401, 403}:
+            raise self._final(said, "bad_answer")
+        expires = self._announcement.url_expires
+        if expires is not None and datetime.now(UTC) > expires:
+            raise self._final(f"{said}; {_expired(expires)}", "expired")
+        until = "says no time of expiry" if expires is None else f"is valid until {_utc(expires)}"
+        raise self._final(
+            f"{said}; the URL {until}: its signature is wrong, or it may not read this object",
+            "forbidden",
+        )
+
+    def _read_body(self, response: requests.Response) -> bytes:
+        declared = response.headers.get("Content-Length", "")
+        # Twenty digits are too large as well, and int() refuses thousands.
+        expected = int(declared[:20]) if declared.isascii() and declared.isdigit() else None
+        if expected is not None and expected > self._limits.max_bytes:
+            raise self._too_large()
+        data = bytearray()
+        # The raw stream as sent: a small compressed answer must not unfold into a huge one.
+        for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
+            data += chunk
+            if len(data) > self._limits.max_bytes:
+                raise self._too_large()
+        if expected is not None and len(data) != expected:
+            raise self._unavailable(f"truncated, {len(data)} of {expected} bytes")
+        if not data:
+            raise self._final("the answer is empty", "wrong_content")
+        return bytes(data)
+
+    def _final(self, why: str, kind: Kind) -> FinalDownloadError:
+        return FinalDownloadError(f"{self._what}: {why}", kind)
+
+    def _unavailable(self, why: str) -> RetriableDownloadError:
+        return RetriableDownloadError(f"{self._what}: {why}", "unavailable")
+
+    def _too_large(self) -> FinalDownloadError:
+        return self._final(f"larger than the {self._limits.max_bytes} bytes allowed", "too_large")
+
+
+def _expired(expires: datetime) -> str:
+    return f"its URL expired at {_utc(expires)}, {span(datetime.now(UTC) - expires)} ago"
+
+
+def _utc(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _verify(limits: DownloadLimits) -> bool | str:
@@ -185,43 +333,14 @@ def _is_about_certificates(error: BaseException) -> bool:
     return isinstance(_innermost(error), ssl.SSLCertVerificationError)
 
 
-def _kind(error: BaseException) -> str:
+def _is_about_headers(error: BaseException) -> bool:
+    """One line of them too long, or too many: of the latter http.client has no error of its own."""
+    error = _innermost(error)
+    return isinstance(error, http.client.LineTooLong) or type(error) is http.client.HTTPException
+
+
+def _named(error: BaseException) -> str:
     """What happened without the URL: the name of the innermost error, and the system's words."""
     error = _innermost(error)
     system = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     return f"{type(error).__name__}{system}"
-
-
-def _check_status(response: requests.Response, what: str) -> None:
-    status = response.status_code
-    if status == 200:
-        return
-    message = f"{what}: HTTP {status} {response.reason or ''}".rstrip()
-    if status in _RETRIED_STATUSES:
-        raise RetriableDownloadError(message)
-    if status == 403:
-        message += "; presigned URLs expire, and a wrong signature is answered alike"
-    raise FinalDownloadError(message)
-
-
-def _read_body(response: requests.Response, max_bytes: int, what: str) -> bytes:
-    too_large = FinalDownloadError(f"{what}: larger than the {max_bytes} bytes allowed")
-    declared = response.headers.get("Content-Length", "")
-    expected = int(declared) if declared.isascii() and declared.isdigit() else None
-    if expected is not None and expected > max_bytes:
-        raise too_large
-    data = bytearray()
-    deadline = time.monotonic() + _MAX_DURATION_S
-    # The raw stream as sent: an object store does not compress images, and a small compressed
-    # answer must not unfold into a huge one.
-    for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
-        data += chunk
-        if len(data) > max_bytes:
-            raise too_large
-        if time.monotonic() > deadline:
-            raise RetriableDownloadError(f"{what}: not complete after {_MAX_DURATION_S:g} s")
-    if expected is not None and len(data) != expected:
-        raise RetriableDownloadError(f"{what}: truncated, {len(data)} of {expected} bytes")
-    if not data:
-        raise FinalDownloadError(f"{what}: the answer is empty")
-    return bytes(data)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
 
+    from cygno_assets.daq.announcement import Announcement
+
 T = TypeVar("T")
 
 STREAM = "CYGNO_DAQ"
@@ -171,6 +173,36 @@ async def ensure_stream(
         await jetstream.update_stream(config)
 
 
+async def store_event(
+    url: str, event: Announcement, payload: bytes, received: datetime | None
+) -> None:
+    """Stores one announcement, as the recorder does.
+
+    Args:
+        url: of the inbox's server.
+        event: that the payload announces.
+        payload: as the DAQ sent it.
+        received: when it came from the DAQ; None if that is not known.
+
+    Raises:
+        InboxUnavailableError: nobody answers, or there is no stream.
+    """
+    headers = {"Nats-Msg-Id": event.message_id}
+    if received is not None:
+        headers[RECEIVED_HEADER] = received.isoformat()
+    client = await connect(url)
+    try:
+        await client.jetstream(timeout=_REPLY_TIMEOUT_S).publish(
+            f"{EVENT_SUBJECT}.{event.event_id}", payload, stream=STREAM, headers=headers
+        )
+    except _failures() as error:
+        raise InboxUnavailableError(
+            f"the inbox does not store: {type(error).__name__}: {error}"
+        ) from None
+    finally:
+        await client.close()
+
+
 class Inbox:
     """Synchronous access to the inbox.
 
@@ -249,13 +281,18 @@ class Inbox:
             await client.close()
 
 
-def _run(call: Coroutine[Any, Any, T]) -> T:
+def _failures() -> tuple[type[Exception], ...]:
+    """What nats-py raises while a server is away or refuses."""
     import nats.errors
     import nats.js.errors
 
+    return nats.errors.Error, nats.js.errors.Error, TimeoutError
+
+
+def _run(call: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(call)
-    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+    except _failures() as error:
         raise InboxUnavailableError(
             f"the inbox does not answer as it should: {type(error).__name__}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""`cygno-assets backfill training`: asks the running system for a backfill, and follows it."""
+"""Asking the running system for a backfill, and following it; of the training set, or of events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cygno_assets.services.progress import LiveLine
 from cygno_assets.services.web_ui import WebUI
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cygno_assets.settings import Settings
 
@@ -54,27 +54,62 @@ def run_training_backfill(settings: Settings, say: Callable[[str], None], *, wai
             "the training set has no partitions yet, for its archive is not here; see the sensor "
             f"{ARCHIVE_SENSOR} at {ui.url}/automation"
         )
-    params = {
-        "assetSelection": keys,
-        "allPartitions": True,
-        "title": "cygno-assets backfill training",
-    }
+    return _run(ui, keys, None, "cygno-assets backfill training", say, noun="cells", wait=wait)
+
+
+def run_events_backfill(
+    settings: Settings, events: Sequence[str], title: str, say: Callable[[str], None], *, wait: bool
+) -> int:
+    """Makes these events again, as *Materialize* in the web UI does.
+
+    Args:
+        settings: whose home the system runs in.
+        events: at least one; those that are no partitions yet must have been made such.
+        title: of the backfill.
+        say: told of each step, in a line.
+        wait: until it has ended; otherwise returns when it is requested.
+
+    Returns:
+        0 if all were materialized, or if nobody waits; else 1.
+
+    Raises:
+        ServiceError: no system runs there.
+    """
+    from cygno_assets.assets.live import PREPROCESSED_TENSOR, RAW_IMAGE
+
+    keys = [{"path": list(key.path)} for key in (RAW_IMAGE, PREPROCESSED_TENSOR)]
+    ui = WebUI(_address(settings))
+    return _run(ui, keys, events, title, say, noun="events", wait=wait)
+
+
+def _run(
+    ui: WebUI,
+    keys: list[dict[str, list[str]]],
+    partitions: Sequence[str] | None,
+    title: str,
+    say: Callable[[str], None],
+    *,
+    noun: str,
+    wait: bool,
+) -> int:
+    which = {"allPartitions": True} if partitions is None else {"partitionNames": list(partitions)}
+    params = {"assetSelection": keys, "title": title, **which}
     launched = _asked(ui, _LAUNCH, "launchPartitionBackfill", "backfillId", params=params)
     backfill = str(launched["backfillId"])
     say(f"backfill   {ui.url}/runs/b/{backfill}")
-    return _follow(ui, backfill, say) if wait else 0
+    return _follow(ui, backfill, say, noun) if wait else 0
 
 
-def _follow(ui: WebUI, backfill: str, say: Callable[[str], None]) -> int:
+def _follow(ui: WebUI, backfill: str, say: Callable[[str], None], noun: str) -> int:
     say("Ctrl-C leaves it running")
     with LiveLine() as line:
         while True:
             state = _asked(ui, _FOLLOW, "partitionBackfillOrError", "status", id=backfill)
-            line.show(_progress(state))
+            line.show(_progress(state, noun))
             if state["status"].startswith(("COMPLETED", "FAILED", "CANCELED")):
                 break
             time.sleep(_LOOK_EVERY_S)
-    say(f"{_progress(state)}: {state['status'].lower().replace('_', ' ')}")
+    say(f"{_progress(state, noun)}: {state['status'].lower().replace('_', ' ')}")
     if state["error"]:
         say(state["error"]["message"])
     return 0 if state["status"] == "COMPLETED_SUCCESS" else 1
@@ -97,14 +132,14 @@ def _asked(ui: WebUI, query: str, field: str, expected: str, **variables: object
     return answer
 
 
-def _progress(state: dict[str, Any]) -> str:
+def _progress(state: dict[str, Any], noun: str) -> str:
     counts = [c for c in (state["assetBackfillData"] or {}).get("assetBackfillStatuses", []) if c]
     if not counts:
         return "requested"
-    # The cells of the two assets are made together: one of them will do.
-    first = counts[0]
+    # The assets are made together: the one that is least far will do.
+    first = min(counts, key=lambda count: count["numPartitionsMaterialized"])
     failed = first["numPartitionsFailed"]
-    return f"{first['numPartitionsMaterialized']} of {first['numPartitionsTargeted']} cells" + (
+    return f"{first['numPartitionsMaterialized']} of {first['numPartitionsTargeted']} {noun}" + (
         f", {failed} failed" if failed else ""
     )
 

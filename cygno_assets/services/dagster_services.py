@@ -71,13 +71,14 @@ class DagsterServices:
             "DAGSTER_DISABLE_TELEMETRY": "yes",
         }
 
-        def service(name: str, *arguments: str) -> Service:
+        def service(name: str, *arguments: str, works_by_children: bool = False) -> Service:
             return Service(
                 name,
                 [sys.executable, "-m", *arguments],
                 logs / f"{name.replace(' ', '-')}.log",
                 environ,
                 cwd=CHECKOUT,
+                works_by_children=works_by_children,
             )
 
         self.code_server = service(
@@ -85,6 +86,7 @@ class DagsterServices:
             *("dagster", "code-server", "start", "--module-name", definitions),
             *("--host", "127.0.0.1", "--port", str(self._code_port)),
             *("--location-name", LOCATION),
+            works_by_children=True,
         )
         self.webserver = service(
             "web UI",

@@ -70,7 +70,11 @@ class NatsServer:
         if self._jetstream:
             lines.append(f"max_payload: {_MAX_PAYLOAD_BYTES}")
             store = json.dumps(str(self._folder / "jetstream"))
-            lines.append(f"jetstream {{ store_dir: {store}, sync_interval: always }}")
+            # The stream's own limit decides: without a number here, a server refuses a stream that
+            # might become larger than three quarters of what is free on the disk just now.
+            lines.append(
+                f"jetstream {{ store_dir: {store}, max_file_store: 1TB, sync_interval: always }}"
+            )
         self._config.write_text("\n".join(lines) + "\n")
         self.service.start().wait_ready(
             lambda: self.service.listens_on(self.port), _READY_TIMEOUT_S

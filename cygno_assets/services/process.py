@@ -43,6 +43,7 @@ class Service:
         log_file: where its output goes; appended to.
         environ: added to our own environment.
         stop_signal: what asks it to end.
+        works_by_children: it is of no use without a child process.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Service:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     cwd: Path | None = None
     stop_signal: signal.Signals = signal.SIGTERM
+    works_by_children: bool = False
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     def start(self) -> Self:
@@ -98,6 +100,17 @@ class Service:
     def status(self) -> int | None:
         """With which it has ended; None while it runs, or before it was started."""
         return None if self._process is None else self._process.poll()
+
+    @property
+    def is_hollow(self) -> bool:
+        """Whether it runs, but has lost the children by which it works."""
+        if not self.works_by_children or self._process is None or self.status is not None:
+            return False
+        try:
+            children = psutil.Process(self.pid).children()
+            return all(child.status() == psutil.STATUS_ZOMBIE for child in children)
+        except psutil.Error:
+            return False
 
     @property
     def ended_well(self) -> bool:

@@ -42,7 +42,7 @@ class Progress:
 
     def update(self, instance: DagsterInstance, new_events: Iterable[str]) -> None:
         """Asks Dagster what became of the events that are not materialized yet."""
-        from cygno_assets.automation.history import (
+        from cygno_assets.records.history import (
             events_of,
             failed_events,
             materialized_events,
@@ -120,7 +120,7 @@ class TrainingProgress:
         """Asks Dagster, now and then: it costs more than the live events do."""
         if self.complete or time.monotonic() - self._looked < _TRAINING_EVERY_S:
             return
-        from cygno_assets.automation.history import failed_training_runs, training_state
+        from cygno_assets.records.history import failed_training_runs, training_state
 
         self.missing, self.cells_done, self.cells = training_state(instance, self._since)
         self.failed = failed_training_runs(instance, self._since)

@@ -14,7 +14,7 @@ from cygno_assets.services.guardian import pause
 from cygno_assets.services.process import Service
 from cygno_assets.services.progress import LiveLine, Progress, TrainingProgress
 from cygno_assets.services.stack import running_daq_servers, running_stack
-from cygno_assets.settings import Settings, environment_name, load_settings
+from cygno_assets.settings import Settings, SettingsError, environment_name, load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,16 @@ def run_up(overrides: dict[str, object]) -> None:
 
     Args:
         overrides: settings by field name, beyond those of the environment.
+
+    Raises:
+        SettingsError: no host is listed to fetch images from, so that every event would fail.
     """
+    if not load_settings(overrides).download_hosts:
+        raise SettingsError(
+            f"{environment_name('download_hosts')}: no host to fetch images from. Set it to the "
+            "object store's, as it stands in the announced URLs (host or host:port), or say "
+            "`up --image-host HOST`"
+        )
     with running_stack(overrides, _say) as stack:
         _say(f"DAQ        {stack.settings.daq_subject} – Ctrl-C ends")
         _follow_up(stack)
@@ -78,6 +87,7 @@ def run_demo(
         overrides |= {
             "daq_nats_url": daq.nats_url,
             "daq_timezone": "UTC",
+            "download_hosts": daq.bucket.endpoint,
             "download_ca_file": daq.bucket.ca_file,
             **offered.settings,
         }

@@ -64,7 +64,8 @@ def run_simulated_daq(
             nats_url, settings = servers.nats_url, servers.bucket
             print(
                 f"DAQ's NATS server {nats_url}, seed {seed}; listen to it with\n"
-                f"  cygno-assets up --nats {nats_url} --ca-file {settings.ca_file}",
+                f"  cygno-assets up --nats {nats_url} --ca-file {settings.ca_file}"
+                f" --image-host {settings.endpoint}",
                 flush=True,
             )
         else:

@@ -5,112 +5,37 @@ from __future__ import annotations
 import base64
 import io
 import json
-import struct
-import zlib
-from dataclasses import dataclass, field
+import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult
+from dagster import DagsterInstance
 from PIL import Image
 
-from cygno_assets.assets.live import FINAL_TAG, LIVE_TAG
+from cygno_assets.assets.live import FINAL_TAG
 from cygno_assets.build import build_defs
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
 from cygno_assets.physics.histogram import counts_from_text
 from cygno_assets.physics.images import decode_image, preprocess
 from cygno_assets.physics.spec import PreprocessSpec
-from cygno_assets.settings import Settings, load_settings
-from cygno_assets_tests.daq.test_download import serving
+from cygno_assets_tests.assets.detector import RAW, TAKEN, TENSOR, Detector, kind, reason
+from cygno_assets_tests.origin import serving
 from cygno_assets_tests.wire import REAL_IMAGES, fill_inbox, message, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from http.server import BaseHTTPRequestHandler
     from pathlib import Path
 
-RAW, TENSOR = AssetKey("raw_image"), AssetKey("preprocessed_tensor")
-TAKEN = "2024-11-27 14:27:36.570564"
-
-
-@dataclass
-class Detector:
-    """Announces images as the DAQ does, and runs what the sensor would run."""
-
-    bucket: BucketSettings
-    inbox_url: str
-    home: Path
-    instance: DagsterInstance
-    overrides: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def settings(self) -> Settings:
-        given = {"inbox_url": self.inbox_url, "download_ca_file": self.bucket.ca_file}
-        return load_settings(given | self.overrides)
-
-    def announce(self, data: bytes, filename: str | None = None) -> str:
-        """Puts bytes under a name into the bucket and the inbox; returns the event id."""
-        filename = filename or name_of(data)
-        bucket = Bucket(self.bucket)
-        bucket.put(filename, data)
-        url = bucket.presigned_url(filename, timedelta(hours=1))
-        fill_inbox(self.inbox_url, [message(filename, url, TAKEN)])
-        return filename.rpartition(".")[0]
-
-    def run(self, event_id: str, *assets: AssetKey) -> ExecuteInProcessResult:
-        definitions = build_defs(self.settings)
-        Definitions.validate_loadable(definitions)
-        self.instance.add_dynamic_partitions("daq_event", [event_id])
-        return definitions.resolve_job_def("live_event").execute_in_process(
-            partition_key=event_id,
-            instance=self.instance,
-            asset_selection=list(assets) or None,
-            tags={} if assets else {LIVE_TAG: "true"},
-            raise_on_error=False,
-        )
-
-    def raw_file(self, event_id: str) -> Path:
-        return self.home / "data" / "raw_image" / f"{event_id}.jpg"
-
-    def tensor_file(self, event_id: str) -> Path:
-        return self.home / "data" / "preprocessed_tensor" / f"{event_id}.npy"
-
-    def metadata(self, key: AssetKey, event_id: str) -> Mapping[str, Any]:
-        record = self.instance.get_latest_data_version_record(key, partition_key=event_id)
-        assert record is not None
-        assert record.asset_materialization is not None
-        return {name: item.value for name, item in record.asset_materialization.metadata.items()}
-
-    def data_version(self, key: AssetKey, event_id: str) -> str:
-        record = self.instance.get_latest_data_version_record(key, partition_key=event_id)
-        assert record is not None
-        assert record.asset_materialization is not None
-        return str((record.asset_materialization.tags or {})["dagster/data_version"])
+    from dagster import ExecuteInProcessResult
 
 
 @pytest.fixture
 def detector(daq_bucket: BucketSettings, inbox_url: str, tmp_path: Path) -> Iterator[Detector]:
     with DagsterInstance.ephemeral() as instance:
         yield Detector(daq_bucket, inbox_url, tmp_path / "home", instance)
-
-
-def reason(result: ExecuteInProcessResult) -> str:
-    """Why a run failed, in the words a user reads."""
-    assert not result.success
-    failures = [event for event in result.all_events if event.is_step_failure]
-    data = failures[0].step_failure_data
-    if data.user_failure_data is not None:
-        return str(data.user_failure_data.description)
-    assert data.error is not None
-    return (data.error.cause or data.error).message
-
-
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("file", REAL_IMAGES, ids=lambda file: file.stem[:12])
@@ -223,7 +148,9 @@ def test_a_tensor_is_made_again_without_inbox_and_download(detector: Detector) -
 def test_when_bytes_and_announcement_are_both_gone_it_says_so(detector: Detector) -> None:
     fill_inbox(detector.inbox_url, [])
     gone = "cygno-" + 32 * "0"
-    assert reason(detector.run(gone)) == (
+    result = detector.run(gone)
+    assert kind(result) == "gone"
+    assert reason(result) == (
         f"{gone}: neither its image is stored nor its announcement still in the inbox "
         "(kept 7 days); it can only be made after the DAQ has announced it again"
     )
@@ -233,87 +160,56 @@ def test_an_inbox_that_is_away_is_tried_again(detector: Detector) -> None:
     detector.inbox_url = "nats://127.0.0.1:1"
     result = detector.run("cygno-" + 32 * "0")
     assert "no inbox answers" in reason(result)
-    assert len([event for event in result.all_events if event.is_step_up_for_retry]) == 2
+    assert retries(result) == 2
 
 
-def truncated_jpeg() -> bytes:
-    return REAL_IMAGES[0].read_bytes()[:20_000]
+def retries(result: ExecuteInProcessResult) -> int:
+    return len([event for event in result.all_events if event.is_step_up_for_retry])
 
 
-def claims_to_be_huge() -> bytes:
-    """A PNG whose header says 60,000 × 60,000; its checksums are right."""
+def test_a_server_that_is_away_is_tried_again_and_named(detector: Detector) -> None:
+    event_id = detector.announce(REAL_IMAGES[0].read_bytes())
+    detector.overrides["download_ca_file"] = None
+    assert kind(detector.run(event_id)) == "untrusted"
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + checksum
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
-
-
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        pytest.param(b"<html>gone</html>", "not a JPEG or PNG image: 17 bytes", id="html"),
-        pytest.param(truncated_jpeg(), "image cannot be decoded (20000 bytes)", id="truncated"),
-        pytest.param(
-            png(Image.new("RGB", (576, 576))), "image is mode RGB; the camera's are", id="colour"
-        ),
-        pytest.param(png(Image.new("I;16", (576, 576))), "image is mode I;16", id="16-bit"),
-        pytest.param(claims_to_be_huge(), "image too large: ", id="huge"),
-        pytest.param(
-            png(Image.new("L", (127, 576))),
-            "image of 127 × 576 pixels is smaller than the central square of 128",
-            id="small",
-        ),
-    ],
-)
-def test_an_answer_that_is_no_image_of_ours_is_refused_by_name_and_the_next_goes_through(
-    detector: Detector, data: bytes, why: str
-) -> None:
-    bad = detector.announce(data)
-    result = detector.run(bad)
-    assert reason(result).startswith(f"{bad}: {why}")
-    assert not [event for event in result.all_events if event.is_step_up_for_retry]
-    assert not detector.tensor_file(bad).exists()
-    # Its md5 is right: these are the DAQ's bytes, and its URL dies within the hour.
-    assert detector.raw_file(bad).read_bytes() == data
-    assert detector.run(detector.announce(REAL_IMAGES[0].read_bytes())).success
+    away = "http://127.0.0.1:1"
+    detector.overrides["download_hosts"] = away
+    again = message(f"{event_id}.jpg", f"{away}/x.jpg?X-Amz-Signature=1", TAKEN)
+    fill_inbox(detector.inbox_url, [again])
+    result = detector.run(event_id)
+    assert kind(result) == "unavailable"
+    assert reason(result).endswith("Connection refused")
+    assert retries(result) == 2
 
 
-@pytest.mark.parametrize(
-    ("overrides", "data", "filename", "why"),
-    [
-        pytest.param({}, b"other bytes", name_of(b"some"), "wrong md5", id="wrong md5"),
-        pytest.param(
-            {"download_max_bytes": 1000},
-            bytes(2000),
-            None,
-            "larger than the 1000 bytes allowed",
-            id="too large",
-        ),
-        pytest.param(
-            {"names_without_md5": True},
-            b"<html>gone</html>",
-            "run7-0001.jpg",
-            "not a JPEG or PNG image",
-            id="unvouched",
-        ),
-    ],
-)
-def test_what_is_not_what_was_announced_is_refused_and_not_kept(
+def test_an_expired_url_says_how_long_the_event_waited(detector: Detector) -> None:
+    event_id = detector.announce(REAL_IMAGES[0].read_bytes())
+    bucket = Bucket(detector.bucket)
+    url = bucket.presigned_url(f"{event_id}.jpg", timedelta(seconds=1))
+    long_ago = re.sub("X-Amz-Date=[0-9]+", "X-Amz-Date=20241127", url)
+    fill_inbox(detector.inbox_url, [message(f"{event_id}.jpg", long_ago, TAKEN)])
+
+    result = detector.run(event_id)
+
+    assert kind(result) == "expired"
+    assert re.search(
+        r"its URL expired at 2024-11-27 .* UTC, \d+ days, .* ago; the event had waited 0:00:0\d$",
+        reason(result),
+    )
+    assert retries(result) == 0
+
+
+def test_without_a_list_of_hosts_definitions_load_and_nothing_is_fetched(
     detector: Detector,
-    overrides: dict[str, object],
-    data: bytes,
-    filename: str | None,
-    why: str,
 ) -> None:
-    detector.overrides |= overrides
-    bad = detector.announce(data, filename)
-    assert why in reason(detector.run(bad))
-    assert not detector.raw_file(bad).exists()
-    detector.overrides.pop("download_max_bytes", None)
-    assert detector.run(detector.announce(REAL_IMAGES[0].read_bytes())).success
+    detector.overrides["download_hosts"] = ""
+    event_id = detector.announce(REAL_IMAGES[0].read_bytes())
+
+    result = detector.run(event_id)
+
+    assert kind(result) == "not_allowed"
+    assert reason(result).endswith(" is not in CYGNO_DOWNLOAD_HOSTS")
+    assert retries(result) == 0
 
 
 def test_an_event_announced_again_while_it_is_made_is_made_by_the_new_url(
@@ -322,6 +218,7 @@ def test_an_event_announced_again_while_it_is_made_is_made_by_the_new_url(
     """The sensor passes over it, for a run is under way: that run must look."""
     data = REAL_IMAGES[0].read_bytes()
     with serving() as origin:
+        detector.overrides["download_hosts"] = f"{detector.bucket.endpoint},{origin.address}"
 
         def announce_again_and_refuse(request: BaseHTTPRequestHandler) -> None:
             detector.announce(data)
@@ -338,12 +235,10 @@ def test_an_event_announced_again_while_it_is_made_is_made_by_the_new_url(
 def test_a_failure_for_good_says_so_on_the_run(detector: Detector) -> None:
     event_id = detector.announce(b"no image")
     result = detector.run(event_id)
-    assert not result.success
+    assert kind(result) == "no_image"
     run = detector.instance.get_run_by_id(result.run_id)
     assert run is not None
-    assert run.tags[FINAL_TAG] == "not_an_image"
-    [failure] = [e.step_failure_data for e in result.all_events if e.is_step_failure]
-    assert failure.user_failure_data.metadata["kind"].value == "not_an_image"
+    assert run.tags[FINAL_TAG] == "no_image"
 
 
 def test_names_without_md5_are_accepted_by_setting(detector: Detector) -> None:

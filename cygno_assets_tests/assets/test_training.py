@@ -14,11 +14,11 @@ from PIL import Image
 from cygno_assets.assets.training import TRAINING_ASSETS
 from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
 from cygno_assets.assets.training_figures import TRAINING_FIGURES
-from cygno_assets.automation.history import failed_training_runs, training_state
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
+from cygno_assets.records.history import failed_training_runs, training_state
 from cygno_assets.training import decode, fetch, survey
 from cygno_assets.training.archive import Archive
-from cygno_assets_tests.assets.test_live import reason
+from cygno_assets_tests.assets.detector import reason
 from cygno_assets_tests.assets.training_side import (
     AFTER,
     CELLS,

@@ -16,7 +16,7 @@ from cygno_assets import load_training
 from cygno_assets.physics.images import decode_image, preprocess
 from cygno_assets.physics.spec import PreprocessSpec
 from cygno_assets.training.audit import ALARMS
-from cygno_assets_tests.assets.test_live import Detector, reason
+from cygno_assets_tests.assets.detector import Detector, reason
 from cygno_assets_tests.assets.training_side import AFTER, CELLS, TOTALS, shown_picture
 from cygno_assets_tests.training.archives import ROOT, cell, png, simulated_png, write_archive
 from cygno_assets_tests.wire import REAL_IMAGES

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import gzip
 import logging
+import re
 import socket
 import threading
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ssl import PROTOCOL_TLS_SERVER, SSLContext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
 
-from cygno_assets.daq.announcement import Announcement
 from cygno_assets.daq.download import (
     DownloadError,
     DownloadLimits,
@@ -29,83 +27,30 @@ from cygno_assets.daq.download import (
     download_image,
 )
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
+from cygno_assets.hosts import AllowedHost, Endpoint
 from cygno_assets.services.certificates import make_certificates
 from cygno_assets.services.process import free_port
-from cygno_assets_tests.wire import REAL_IMAGES, name_of, wait_until
+from cygno_assets_tests.origin import (
+    IMAGE,
+    QUERY,
+    Origin,
+    announcement,
+    answer,
+    sent_raw,
+    serving,
+    tls_of,
+)
+from cygno_assets_tests.wire import name_of, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from http.server import BaseHTTPRequestHandler
     from pathlib import Path
 
-IMAGE = REAL_IMAGES[0].read_bytes()
-QUERY = "X-Amz-Expires=3600&X-Amz-Signature=d1f2c0ffee"
+    from cygno_assets.daq.announcement import Announcement
+    from cygno_assets_tests.origin import Answer
+
 LIMITS = DownloadLimits(max_bytes=100_000, timeout_s=10.0)
-
-Answer = "Callable[[BaseHTTPRequestHandler], None]"
-
-
-def announcement(url: str, data: bytes = IMAGE) -> Announcement:
-    filename = name_of(data)
-    acquired = datetime(2024, 11, 27, tzinfo=UTC)
-    return Announcement(filename[:-4], filename, url, acquired, str(acquired), content_md5(data))
-
-
-@dataclass
-class Origin:
-    """A web server that answers each GET as the test says, one answer after the other."""
-
-    address: str
-    answers: list[Answer] = field(default_factory=list)  # the last one for ever
-    requests: list[str] = field(default_factory=list)
-    connections: list[socket.socket] = field(default_factory=list)
-    cookies: list[str | None] = field(default_factory=list)
-    closing: threading.Event = field(default_factory=threading.Event)
-
-    def announced(self, *answers: Answer, data: bytes = IMAGE) -> Announcement:
-        self.answers[:] = answers
-        return announcement(f"{self.address}/cygno-daq/{name_of(data)}?{QUERY}", data)
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        self.requests.append(request.path)
-        self.cookies.append(request.headers["Cookie"])
-        if request.connection not in self.connections:
-            self.connections.append(request.connection)
-        self.answers[min(len(self.requests), len(self.answers)) - 1](request)
-
-
-@contextlib.contextmanager
-def serving(tls: SSLContext | None = None, *, keep_alive: bool = False) -> Iterator[Origin]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1" if keep_alive else "HTTP/1.0"
-
-        def do_GET(self) -> None:
-            # Who hangs up in the middle of an answer is the client; it has its reasons.
-            with contextlib.suppress(ConnectionError):
-                origin.answer(self)
-            if not keep_alive:
-                self.close_connection = True
-
-        def log_message(self, *_: object) -> None: ...
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, *_: object) -> None: ...  # a client that hangs up in a handshake
-
-    server = Server(("127.0.0.1", 0), Handler)
-    if tls is not None:
-        server.socket = tls.wrap_socket(
-            server.socket, server_side=True, do_handshake_on_connect=False
-        )
-    scheme = "http" if tls is None else "https"
-    origin = Origin(f"{scheme}://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield origin
-    finally:
-        origin.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
@@ -123,38 +68,35 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tls_origin(certificates: Path) -> Iterator[Origin]:
-    context = SSLContext(PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
-    with serving(context) as origin:
+    with serving(tls_of(certificates)) as origin:
         yield origin
 
 
-def answer(body: bytes = b"", *, status: int = 200, **headers: object) -> Answer:
-    def send(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(status)
-        for name, value in ({"Content_Length": len(body)} | headers).items():
-            if value is not None:
-                request.send_header(name.replace("_", "-"), str(value))
-        request.end_headers()
-        request.wfile.write(body)
-
-    return send
+def fetch(
+    announced: Announcement, limits: DownloadLimits = LIMITS, received: datetime | None = None
+) -> bytes:
+    """Downloads; the host is listed unless the limits list others."""
+    hosts = limits.hosts or (AllowedHost(Endpoint.of(announced.url)),)
+    return download_image(announced, replace(limits, hosts=hosts), received=received)
 
 
 def failure(
     announced: Announcement,
-    kind: type[DownloadError],
+    error: type[DownloadError],
+    kind: str,
     caplog: pytest.LogCaptureFixture,
     limits: DownloadLimits = LIMITS,
+    received: datetime | None = None,
 ) -> str:
     """Downloads, which must fail so; returns what is said, in which no signature may be."""
-    with caplog.at_level(logging.DEBUG), pytest.raises(kind) as caught:
-        download_image(announced, limits)
+    with caplog.at_level(logging.DEBUG), pytest.raises(error) as caught:
+        fetch(announced, limits, received)
     shown = [str(caught.value), repr(caught.value), caplog.text]
     shown += traceback.format_exception(caught.value)
     shown += [record.getMessage() for record in caplog.records]
     assert "X-Amz-Signature" not in "\n".join(shown)
     assert announced.filename in str(caught.value)
+    assert caught.value.kind == kind
     return str(caught.value)
 
 
@@ -164,7 +106,7 @@ def failure(
 def test_a_connection_is_kept_and_nothing_else() -> None:
     with serving(keep_alive=True) as origin:
         announced = origin.announced(answer(IMAGE, Set_Cookie="who=me; Path=/"))
-        assert [download_image(announced, LIMITS) for _ in range(3)] == [IMAGE] * 3
+        assert [fetch(announced) for _ in range(3)] == [IMAGE] * 3
         assert len(origin.connections) == 1
         assert origin.cookies == [None] * 3
 
@@ -172,9 +114,9 @@ def test_a_connection_is_kept_and_nothing_else() -> None:
 def test_a_kept_connection_that_the_server_has_closed_is_opened_again() -> None:
     with serving(keep_alive=True) as origin:
         announced = origin.announced(answer(IMAGE))
-        assert download_image(announced, LIMITS) == IMAGE
+        assert fetch(announced) == IMAGE
         origin.connections[0].shutdown(socket.SHUT_RDWR)
-        assert download_image(announced, LIMITS) == IMAGE
+        assert fetch(announced) == IMAGE
         assert len(origin.connections) == 2
 
 
@@ -182,90 +124,290 @@ def test_after_an_answer_that_broke_off_the_next_image_is_whole() -> None:
     with serving(keep_alive=True) as origin:
         announced = origin.announced(answer(IMAGE, status=403), answer(IMAGE))
         with pytest.raises(FinalDownloadError):
-            download_image(announced, LIMITS)
-        assert download_image(announced, LIMITS) == IMAGE
+            fetch(announced)
+        assert fetch(announced) == IMAGE
 
 
 # --- what a server may answer
 
 
 def test_the_images_bytes_are_returned_as_delivered(origin: Origin) -> None:
-    assert download_image(origin.announced(answer(IMAGE)), LIMITS) == IMAGE
+    assert fetch(origin.announced(answer(IMAGE))) == IMAGE
     assert origin.requests == [f"/cygno-daq/{name_of(IMAGE)}?{QUERY}"]
 
 
 def test_a_length_unknown_beforehand_is_no_matter(origin: Origin) -> None:
     announced = origin.announced(answer(IMAGE, Content_Length=None))
 
-    assert download_image(announced, LIMITS) == IMAGE
+    assert fetch(announced) == IMAGE
 
 
 def test_an_image_of_exactly_the_size_allowed_is_fetched(origin: Origin) -> None:
     announced = origin.announced(answer(IMAGE))
 
-    assert download_image(announced, replace(LIMITS, max_bytes=len(IMAGE))) == IMAGE
+    assert fetch(announced, replace(LIMITS, max_bytes=len(IMAGE))) == IMAGE
 
 
 TOO_LARGE = bytes(100_001)
 FINAL = FinalDownloadError
 RETRIABLE = RetriableDownloadError
+LONG_HEADER = b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 70_000
+MANY_HEADERS = b"HTTP/1.1 200 OK\r\n" + b"X-Many: 1\r\n" * 101
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    ("sent", "kind", "reason", "requests"),
+    ("sent", "error", "kind", "reason", "requests"),
     [
-        pytest.param(answer(IMAGE[:-1]), FINAL, "wrong md5", 1, id="wrong bytes"),
-        pytest.param(answer(), FINAL, "the answer is empty", 1, id="empty"),
+        pytest.param(answer(IMAGE[:-1]), FINAL, "wrong_content", "wrong md5", 1, id="wrong bytes"),
+        pytest.param(answer(), FINAL, "wrong_content", "the answer is empty", 1, id="empty"),
         pytest.param(
-            answer(IMAGE[:1000], Content_Length=len(IMAGE)), RETRIABLE, "", 1, id="truncated"
+            answer(IMAGE[:1000], Content_Length=len(IMAGE)),
+            *(RETRIABLE, "unavailable", "", 4),
+            id="truncated",
         ),
         pytest.param(
             answer(b"ff\r\nxyz", Transfer_Encoding="chunked", Content_Length=None),
-            RETRIABLE,
-            "",
-            1,
+            *(RETRIABLE, "unavailable", "", 4),
             id="truncated in a chunk",
         ),
         pytest.param(
-            answer(Content_Length=100_001), FINAL, "larger than the 100000", 1, id="says too large"
+            answer(Content_Length=100_001),
+            *(FINAL, "too_large", "larger than the 100000", 1),
+            id="says too large",
         ),
         pytest.param(
-            answer(TOO_LARGE, Content_Length=None), FINAL, "larger than", 1, id="is too large"
+            answer(Content_Length="9" * 5000),
+            *(FINAL, "too_large", "larger than the 100000", 1),
+            id="says larger than there are numbers for",
         ),
         pytest.param(
-            answer(gzip.compress(IMAGE), Content_Encoding="gzip"), FINAL, "wrong md5", 1, id="gzip"
+            answer(TOO_LARGE, Content_Length=None),
+            *(FINAL, "too_large", "larger than", 1),
+            id="is too large",
         ),
-        pytest.param(answer(IMAGE, status=404), FINAL, "HTTP 404 Not Found", 1, id="404"),
+        pytest.param(sent_raw(LONG_HEADER), FINAL, "too_large", "headers", 1, id="a long header"),
+        pytest.param(sent_raw(MANY_HEADERS), FINAL, "too_large", "headers", 1, id="many headers"),
         pytest.param(
-            answer(IMAGE, status=403), FINAL, "HTTP 403 Forbidden; presigned URLs", 1, id="403"
+            sent_raw(b"", b"HTTP/1.1 100 Continue\r\nX: 1\r\n\r\n"),
+            *(FINAL, "too_large", "larger than", 1),
+            id="endless beginnings",
         ),
-        pytest.param(answer(IMAGE, status=206), FINAL, "HTTP 206", 1, id="206"),
         pytest.param(
-            answer(status=302, Location="/elsewhere"), FINAL, "HTTP 302 Found", 1, id="302"
+            sent_raw(CHUNKED + b"0\r\n", b"X-Trailer: 1\r\n"),
+            *(FINAL, "too_large", "larger than", 1),
+            id="endless trailers",
         ),
-        pytest.param(answer(IMAGE, status=500), RETRIABLE, "HTTP 500", 4, id="500 for ever"),
+        pytest.param(
+            answer(gzip.compress(IMAGE), Content_Encoding="gzip"),
+            *(FINAL, "wrong_content", "wrong md5", 1),
+            id="gzip",
+        ),
+        pytest.param(
+            answer(IMAGE, status=403),
+            *(FINAL, "forbidden", "HTTP 403 Forbidden; the URL says no time of expiry", 1),
+            id="403",
+        ),
+        pytest.param(answer(status=410), FINAL, "missing", "HTTP 410 Gone", 1, id="410"),
+        pytest.param(answer(IMAGE, status=206), FINAL, "bad_answer", "HTTP 206", 1, id="206"),
+        pytest.param(answer(status=299), FINAL, "bad_answer", "HTTP 299", 1, id="299"),
+        pytest.param(
+            answer(status=302, Location="/elsewhere"),
+            *(FINAL, "bad_answer", "HTTP 302 Found", 1),
+            id="302",
+        ),
+        pytest.param(
+            sent_raw(f"HTTP/1.1 400 {QUERY} {'x' * 1000}\r\n\r\n".encode()),
+            *(FINAL, "bad_answer", "HTTP 400 Bad Request", 1),
+            id="says our signature",
+        ),
+        pytest.param(sent_raw(b"hello"), RETRIABLE, "unavailable", "BadStatus", 4, id="no HTTP"),
+        pytest.param(
+            answer(IMAGE, status=500), RETRIABLE, "unavailable", "HTTP 500", 4, id="500 for ever"
+        ),
     ],
 )
 def test_bad_answers_are_named(
     origin: Origin,
     caplog: pytest.LogCaptureFixture,
     sent: Answer,
-    kind: type[DownloadError],
+    error: type[DownloadError],
+    kind: str,
     reason: str,
     requests: int,
 ) -> None:
-    said = failure(origin.announced(sent), kind, caplog)
+    said = failure(origin.announced(sent), error, kind, caplog)
 
     assert reason in said
+    assert len(said) < 400
     assert f"{origin.address}/cygno-daq/{name_of(IMAGE)}" in said
     assert origin.requests == [f"/cygno-daq/{name_of(IMAGE)}?{QUERY}"] * requests
+
+
+@pytest.mark.parametrize(
+    "head", [b"", CHUNKED], ids=["never ends its headers", "never ends its image"]
+)
+def test_a_server_that_drips_is_given_up(
+    origin: Origin, caplog: pytest.LogCaptureFixture, head: bytes
+) -> None:
+    def drip(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(head)
+        while not origin.closing.wait(0.01):
+            request.wfile.write(b"1\r\nx\r\n" if head else b"H")
+
+    limits = replace(LIMITS, max_duration_s=0.3)
+    said = failure(origin.announced(drip), RETRIABLE, "unavailable", caplog, limits)
+
+    assert "not complete after 0.3 s" in said
+
+
+# --- an object that is not there (yet)
+
+
+def test_an_object_that_comes_late_is_fetched(origin: Origin) -> None:
+    announced = origin.announced(answer(status=404), answer(status=404), answer(IMAGE))
+
+    assert fetch(announced) == IMAGE
+    assert len(origin.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("age", "error", "requests"),
+    [
+        pytest.param(timedelta(seconds=20), RETRIABLE, 5, id="young"),
+        pytest.param(timedelta(minutes=2), FINAL, 1, id="old"),
+        pytest.param(None, FINAL, 5, id="of unknown age"),
+    ],
+)
+def test_an_object_that_does_not_come_is_missing(
+    origin: Origin,
+    caplog: pytest.LogCaptureFixture,
+    age: timedelta | None,
+    error: type[DownloadError],
+    requests: int,
+) -> None:
+    received = None if age is None else datetime.now(UTC) - age
+    announced = origin.announced(answer(status=404))
+
+    said = failure(announced, error, "missing", caplog, received=received)
+
+    assert "HTTP 404 Not Found" in said
+    assert len(origin.requests) == requests
+
+
+# --- hosts
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://127.0.0.1:{port}/x.jpg", "http://127.0.0.1:{port}"),
+        ("https://127.0.0.1:{port}/x.jpg", "127.0.0.1:{port}"),
+        ("http://[::1]:{port}/x.jpg", "http://[::1]:{port}"),
+        ("http://LOCALHOST:{port}/x.jpg", "http://localhost:{port}"),
+        ("http://0.0.0.0:{port}/x.jpg", "http://0.0.0.0:{port}"),
+        ("http://169.254.169.254/latest/meta-data", "http://169.254.169.254"),
+        ("http://listed.example/x.jpg", "http://listed.example"),
+        ("https://listed.example:444/x.jpg", "listed.example:444"),
+        ("https://below.listed.example/x.jpg", "below.listed.example"),
+        ("https://pattern.example/x.jpg", "pattern.example"),
+        ("https://notpattern.example/x.jpg", "notpattern.example"),
+        ("https://a.pattern.example.evil.example/x.jpg", "a.pattern.example.evil.example"),
+    ],
+)
+def test_only_listed_hosts_are_asked(
+    origin: Origin, caplog: pytest.LogCaptureFixture, url: str, shown: str
+) -> None:
+    port = origin.address.rpartition(":")[2]
+    announced = announcement(f"{url.format(port=port)}?{QUERY}")
+    hosts = tuple(map(AllowedHost.parse, ("listed.example", "*.pattern.example")))
+
+    said = failure(announced, FINAL, "not_allowed", caplog, replace(LIMITS, hosts=hosts))
+
+    where = shown.format(port=port)
+    assert said.endswith(f"field 'url': host {where} is not in CYGNO_DOWNLOAD_HOSTS")
+    assert origin.connections == []
+
+
+def test_without_a_list_nothing_is_asked(origin: Origin) -> None:
+    with pytest.raises(FINAL, match="is not in CYGNO_DOWNLOAD_HOSTS"):
+        download_image(origin.announced(answer(IMAGE)), LIMITS)
+    assert origin.connections == []
+
+
+@pytest.fixture
+def names_lead_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that sends every name to this machine: what a hostile one would do."""
+    ask = socket.getaddrinfo
+
+    def answers(host: str, *args: Any, **kwargs: Any) -> Any:
+        return ask("127.0.0.1" if host.endswith(".example") else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answers)
+
+
+@pytest.mark.usefixtures("names_lead_here")
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_name_below_a_pattern_may_not_lead_to_a_private_address(
+    caplog: pytest.LogCaptureFixture, scheme: str
+) -> None:
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def listen() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    received.append(connection.recv(1000))
+                    connection.close()
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        try:
+            announced = announcement(f"{scheme}://images.daq.example:{port}/x.jpg?{QUERY}")
+            entry = AllowedHost.parse(f"{scheme}://*.daq.example:{port}")
+            limits = replace(LIMITS, hosts=(entry,))
+            said = failure(announced, FINAL, "not_allowed", caplog, limits)
+            wait_until("the connection was seen", lambda: received)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    assert "field 'url': the host leads to 127.0.0.1, which is no public address" in said
+    assert f"*.daq.example:{port}" in said
+    assert received == [b""]
+
+
+@pytest.mark.usefixtures("names_lead_here")
+@pytest.mark.parametrize("pattern", ["*.daq.example", None])
+def test_a_name_that_is_listed_may_lead_anywhere(origin: Origin, pattern: str | None) -> None:
+    port = origin.address.rpartition(":")[2]
+    origin.answers[:] = [answer(IMAGE)]
+    entries = [f"http://images.daq.example:{port}"]
+    if pattern:
+        entries.insert(0, f"http://{pattern}:{port}")
+    hosts = tuple(map(AllowedHost.parse, entries))
+    announced = announcement(f"http://images.daq.example:{port}/x.jpg")
+
+    assert fetch(announced, replace(LIMITS, hosts=hosts)) == IMAGE
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "127.1", "u:p@127.0.0.1", "%6cocalhost"])
+def test_urls_that_cannot_be_used(host: str) -> None:
+    with pytest.raises(FINAL, match="field 'url' ") as caught:
+        download_image(announcement(f"https://{host}/x.jpg?{QUERY}"), LIMITS)
+    assert caught.value.kind == "unusable_url"
+    assert "X-Amz" not in str(caught.value)
+
+
+# --- passing faults
 
 
 def test_a_passing_fault_is_bridged(origin: Origin, caplog: pytest.LogCaptureFixture) -> None:
     announced = origin.announced(answer(status=500), answer(status=429), answer(IMAGE))
 
     with caplog.at_level(logging.DEBUG):
-        assert download_image(announced, LIMITS) == IMAGE
+        assert fetch(announced) == IMAGE
     assert len(origin.requests) == 3
     assert "X-Amz-Signature" not in caplog.text
 
@@ -273,9 +415,7 @@ def test_a_passing_fault_is_bridged(origin: Origin, caplog: pytest.LogCaptureFix
 def test_a_server_cannot_make_us_wait(origin: Origin) -> None:
     announced = origin.announced(answer(status=503, Retry_After=3600), answer(IMAGE))
     fetched: list[bytes] = []
-    thread = threading.Thread(
-        target=lambda: fetched.append(download_image(announced, LIMITS)), daemon=True
-    )
+    thread = threading.Thread(target=lambda: fetched.append(fetch(announced)), daemon=True)
 
     thread.start()
     thread.join(timeout=20)
@@ -292,7 +432,7 @@ def test_a_server_that_stalls(origin: Origin, caplog: pytest.LogCaptureFixture, 
 
     announced = origin.announced(stall)
 
-    said = failure(announced, RETRIABLE, caplog, replace(LIMITS, timeout_s=0.2))
+    said = failure(announced, RETRIABLE, "unavailable", caplog, replace(LIMITS, timeout_s=0.2))
 
     assert "imeout" in said
 
@@ -300,7 +440,7 @@ def test_a_server_that_stalls(origin: Origin, caplog: pytest.LogCaptureFixture, 
 def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
     announced = announcement(f"http://127.0.0.1:{free_port()}/x.jpg?{QUERY}")
 
-    assert "Connection refused" in failure(announced, RETRIABLE, caplog)
+    assert "Connection refused" in failure(announced, RETRIABLE, "unavailable", caplog)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -318,15 +458,10 @@ def test_a_server_that_hangs_up_at_once(caplog: pytest.LogCaptureFixture, scheme
         thread.start()
         address = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/x.jpg?{QUERY}"
         try:
-            failure(announcement(address), RETRIABLE, caplog)
+            failure(announcement(address), RETRIABLE, "unavailable", caplog)
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
-
-
-@pytest.mark.parametrize("host", ["a..b", "x" * 64])
-def test_hosts_that_cannot_be_reached(host: str, caplog: pytest.LogCaptureFixture) -> None:
-    failure(announcement(f"http://{host}/x.jpg?{QUERY}"), DownloadError, caplog)
 
 
 # --- certificates
@@ -336,13 +471,13 @@ def test_a_certificate_is_trusted_by_its_authority(tls_origin: Origin, certifica
     announced = tls_origin.announced(answer(IMAGE))
 
     limits = replace(LIMITS, ca_file=certificates / "ca.pem")
-    assert download_image(announced, limits) == IMAGE
+    assert fetch(announced, limits) == IMAGE
 
 
 def test_a_certificate_of_an_unknown_authority_is_not_trusted(
     tls_origin: Origin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = failure(tls_origin.announced(answer(IMAGE)), FINAL, caplog)
+    said = failure(tls_origin.announced(answer(IMAGE)), FINAL, "untrusted", caplog)
 
     assert "certificate is not trusted" in said
     assert "CYGNO_DOWNLOAD_CA_FILE" in said
@@ -355,14 +490,16 @@ def test_a_certificate_of_another_authority_is_not_trusted(
     make_certificates(tmp_path)
 
     limits = replace(LIMITS, ca_file=tmp_path / "ca.pem")
-    assert "not trusted" in failure(tls_origin.announced(answer(IMAGE)), FINAL, caplog, limits)
+    assert "not trusted" in failure(
+        tls_origin.announced(answer(IMAGE)), FINAL, "untrusted", caplog, limits
+    )
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_certificates_are_not_checked_if_one_says_so(tls_origin: Origin) -> None:
     announced = tls_origin.announced(answer(IMAGE))
 
-    assert download_image(announced, replace(LIMITS, insecure=True)) == IMAGE
+    assert fetch(announced, replace(LIMITS, insecure=True)) == IMAGE
 
 
 def test_an_authority_file_that_is_gone(
@@ -370,7 +507,9 @@ def test_an_authority_file_that_is_gone(
 ) -> None:
     limits = replace(LIMITS, ca_file=tmp_path / "gone.pem")
 
-    assert "gone.pem" in failure(tls_origin.announced(answer(IMAGE)), FINAL, caplog, limits)
+    assert "gone.pem" in failure(
+        tls_origin.announced(answer(IMAGE)), FINAL, "untrusted", caplog, limits
+    )
 
 
 def test_the_environment_changes_nothing(
@@ -387,11 +526,11 @@ def test_the_environment_changes_nothing(
         monkeypatch.setenv(name.lower(), f"http://127.0.0.1:{free_port()}")
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(name, str(tmp_path / "bogus.pem"))
-    assert download_image(announced, limits) == IMAGE
+    assert fetch(announced, limits) == IMAGE
 
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(name, str(certificates / "ca.pem"))
-    assert "not trusted" in failure(announced, FINAL, caplog)
+    assert "not trusted" in failure(announced, FINAL, "untrusted", caplog)
 
 
 # --- presigned URLs of a real S3 server
@@ -414,7 +553,7 @@ def test_a_presigned_url_opens_the_image(
 ) -> None:
     announced = announcement(presigned(timedelta(hours=1)))
 
-    assert download_image(announced, s3_limits) == IMAGE
+    assert fetch(announced, s3_limits) == IMAGE
 
 
 def test_a_tampered_signature_is_final(
@@ -426,12 +565,13 @@ def test_a_tampered_signature_is_final(
     signature = parse_qs(urlsplit(url).query)["X-Amz-Signature"][0]
     tampered = url.replace(signature, signature[::-1])
 
-    said = failure(announcement(tampered), FINAL, caplog, s3_limits)
+    said = failure(announcement(tampered), FINAL, "forbidden", caplog, s3_limits)
 
-    assert "HTTP 403 Forbidden; presigned URLs expire" in said
+    assert "HTTP 403 Forbidden; the URL is valid until 20" in said
+    assert "its signature is wrong" in said
 
 
-def test_an_expired_url_is_final(
+def test_an_expired_url_says_since_when(
     presigned: Callable[[timedelta], str],
     s3_limits: DownloadLimits,
     caplog: pytest.LogCaptureFixture,
@@ -443,17 +583,45 @@ def test_an_expired_url_is_final(
     )
     caplog.clear()  # of what this test's own requests wrote
 
-    said = failure(announcement(url), FINAL, caplog, s3_limits)
+    said = failure(announcement(url), FINAL, "expired", caplog, s3_limits)
 
-    assert "HTTP 403 Forbidden; presigned URLs expire" in said
+    assert re.search(r"HTTP 403 Forbidden; its URL expired at 20.* UTC, 0:00:\d\d ago", said)
 
 
-def test_an_object_that_is_not_there_is_final(
+@pytest.mark.parametrize(
+    "query",
+    ["X-Amz-Date=20241127T132736Z&X-Amz-Expires=3600&X-Amz-Signature=1", "Expires=1732717656"],
+    ids=["version 4", "version 2"],
+)
+def test_a_url_that_has_long_expired_is_not_asked(
+    origin: Origin, caplog: pytest.LogCaptureFixture, query: str
+) -> None:
+    announced = replace(origin.announced(answer(IMAGE)), url=f"{origin.address}/x.jpg?{query}")
+
+    said = failure(announced, FINAL, "expired", caplog)
+
+    assert "its URL expired at 2024-11-27 14:27:36 UTC, " in said
+    assert " days, " in said
+    assert origin.requests == []
+
+
+def test_clocks_may_differ_by_a_minute(origin: Origin) -> None:
+    just = datetime.now(UTC) - timedelta(seconds=40)
+    announced = origin.announced(answer(IMAGE))
+    announced = replace(announced, url=f"{origin.address}/x.jpg?Expires={just.timestamp():.0f}")
+
+    assert fetch(announced) == IMAGE
+
+
+def test_an_object_that_is_not_there_is_missing(
     daq_bucket: BucketSettings, s3_limits: DownloadLimits, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = Bucket(daq_bucket).presigned_url("cygno-nowhere.jpg", timedelta(hours=1))
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
 
-    assert "HTTP 404" in failure(announcement(url), FINAL, caplog, s3_limits)
+    said = failure(announcement(url), FINAL, "missing", caplog, s3_limits, received=long_ago)
+
+    assert "HTTP 404" in said
 
 
 # --- md5

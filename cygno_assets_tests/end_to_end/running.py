@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PROGRAM = Path(sys.executable).parent / "cygno-assets"
 NO_TRAINING_SET = "/no/training-set.zip"
 """Where tests look for a training set unless they say where: not on the school's server."""
+NO_IMAGES = "images.invalid"
+"""Where `up` may fetch images from unless tests say where: nowhere."""
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
@@ -54,7 +56,11 @@ class Program:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=os.environ
-                | {"CYGNO_HOME": str(self.home), "CYGNO_TRAINING_ARCHIVE": NO_TRAINING_SET}
+                | {
+                    "CYGNO_HOME": str(self.home),
+                    "CYGNO_TRAINING_ARCHIVE": NO_TRAINING_SET,
+                    "CYGNO_DOWNLOAD_HOSTS": NO_IMAGES,
+                }
                 | dict(self.environ),
                 # As a shell starts what it puts into the background.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509 – tests have one thread

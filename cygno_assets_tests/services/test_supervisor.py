@@ -84,6 +84,36 @@ def test_one_that_only_stands_still_is_left_alone(service: Service) -> None:
     os.kill(before, signal.SIGCONT)
 
 
+def test_one_that_has_lost_the_children_it_works_by_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_HOLLOW_S", 0.1)
+    code = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {FOREVER!r}]); {FOREVER}"
+    )
+    parent = Service(
+        "parent", [sys.executable, "-c", code], tmp_path / "p.log", works_by_children=True
+    ).start()
+    said: list[str] = []
+    supervisor = Supervisor(said.append)
+    try:
+        wait_until("a child", lambda: psutil.Process(parent.pid).children())
+        supervisor.look([parent])
+        before = parent.pid
+        [child] = psutil.Process(before).children()
+        os.kill(child.pid, signal.SIGKILL)
+        wait_until("the child is a zombie or gone", lambda: not living(before))
+        until_started_again(supervisor, parent, 1)
+        assert parent.pid != before
+        assert said[0].startswith("parent has lost its processes")
+    finally:
+        parent.stop()
+
+
+def living(pid: int) -> list[psutil.Process]:
+    return [c for c in psutil.Process(pid).children() if c.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_one_that_ends_at_once_is_tried_for_ever_with_longer_pauses(tmp_path: Path) -> None:
     broken = Service("broken", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "b.log")
     said: list[str] = []

@@ -38,7 +38,7 @@ def ui(daq_bucket: BucketSettings, tmp_path_factory: pytest.TempPathFactory) -> 
     nats = NatsServer(folder / "nats", folder / "nats.log", name="DAQ's NATS server")
     listen = [
         *("up", "--nats", nats.url, "--ca-file", str(daq_bucket.ca_file)),
-        *("--port", str(free_port())),
+        *("--image-host", daq_bucket.endpoint, "--port", str(free_port())),
     ]
     announce = [
         *("simulate", "daq", "--nats", nats.url, "--s3-endpoint", daq_bucket.endpoint),

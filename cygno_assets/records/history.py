@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
 
 PARTITION_TAG = "dagster/partition"
+DAQ_EVENTS = "daq_events"
+"""The sensor that reads the inbox; its cursor says how far."""
 _UNFINISHED = [
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.NOT_STARTED,

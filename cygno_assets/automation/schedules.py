@@ -1,0 +1,37 @@
+"""The schedules: what runs by the clock."""
+
+from typing import TYPE_CHECKING
+
+from dagster import AssetSelection, DefaultScheduleStatus, ScheduleDefinition, define_asset_job
+
+from cygno_assets.assets.live import ANNOUNCEMENTS
+from cygno_assets.settings import SettingsError, environment_name
+
+if TYPE_CHECKING:
+    from cygno_assets.settings import Settings
+
+
+def build_reconciliation_schedule(settings: "Settings") -> ScheduleDefinition:
+    """The schedule of the check that no event is lost, for these settings.
+
+    Raises:
+        SettingsError: the cron setting is no cron line.
+    """
+    try:
+        return ScheduleDefinition(
+            name="reconciliation",
+            job=define_asset_job(
+                "reconciliation_check",
+                selection=AssetSelection.checks_for_assets(ANNOUNCEMENTS),
+                description="Compares what the inbox holds, what ran, what is materialized and "
+                "what is stored.",
+            ),
+            cron_schedule=settings.reconciliation_cron,
+            default_status=DefaultScheduleStatus.RUNNING,
+            description="Looks whether any event was lost.",
+        )
+    except Exception as error:  # noqa: BLE001 – Dagster's, of several kinds
+        raise SettingsError(
+            f"{environment_name('reconciliation_cron')}: {settings.reconciliation_cron!r} is no "
+            f"cron line such as '*/15 * * * *' ({error})"
+        ) from None

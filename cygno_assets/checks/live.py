@@ -1,0 +1,100 @@
+"""Checks of live events: none is lost, and what failed or was rejected is said."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    ResourceParam,
+    multi_asset_check,
+)
+
+from cygno_assets.assets.live import ANNOUNCEMENTS
+from cygno_assets.daq.inbox import Inbox
+from cygno_assets.records.reconciliation import reconcile
+from cygno_assets.storage.locations import data_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dagster import RawMetadataValue
+
+    from cygno_assets.settings import Settings
+
+ACCOUNTED = "every_event_is_accounted_for"
+NONE_FAILED = "no_event_failed_or_was_rejected"
+_SHOWN = 100
+
+
+def build_live_checks(settings: "Settings") -> list[AssetChecksDefinition]:
+    """The checks of live events, for these settings."""
+
+    @multi_asset_check(
+        name="reconciliation",
+        specs=[
+            AssetCheckSpec(
+                ACCOUNTED,
+                asset=ANNOUNCEMENTS,
+                description="What the inbox holds, what ran, what is materialized and what is "
+                "stored agree. `cygno-assets reconcile --repair` mends what does not.",
+            ),
+            AssetCheckSpec(
+                NONE_FAILED,
+                asset=ANNOUNCEMENTS,
+                description="No event has failed for good, and no message was rejected. "
+                "`cygno-assets replay` and `cygno-assets rejected` say which and try again.",
+            ),
+        ],
+    )
+    def reconciliation(
+        context: AssetCheckExecutionContext, inbox: ResourceParam[Inbox]
+    ) -> Iterator[AssetCheckResult]:
+        found = reconcile(context.instance, inbox, data_root(settings))
+        wrong = [one for one in found.differences if one.mendable]
+        counts: dict[str, RawMetadataValue] = {
+            "announced": found.announced,
+            "waiting": found.waiting,
+            "running": found.running,
+            "materialized": found.materialized,
+        }
+        yield AssetCheckResult(
+            asset_key=ANNOUNCEMENTS,
+            check_name=ACCOUNTED,
+            passed=not wrong,
+            severity=AssetCheckSeverity.ERROR,
+            description=f"{len(wrong)} of {found.announced} events of which not everything agrees",
+            metadata={
+                **counts,
+                **{
+                    what.replace(" ", "_"): count
+                    for what, count in found.counts().items()
+                    if what != "failed"
+                },
+                "which": _lines(f"{one.event_id}: {one.what}: {one.detail}" for one in wrong),
+            },
+        )
+        failures = found.failures()
+        failed = [one for one in found.differences if not one.mendable]
+        yield AssetCheckResult(
+            asset_key=ANNOUNCEMENTS,
+            check_name=NONE_FAILED,
+            passed=not failed and not found.rejected,
+            severity=AssetCheckSeverity.WARN,
+            description=f"{len(failed)} events failed, {found.rejected} messages were rejected",
+            metadata={
+                "failed": len(failed),
+                "rejected": found.rejected,
+                **{f"failed_{kind}": count for kind, count in failures.items()},
+                "which": _lines(f"{one.event_id}: {one.detail}" for one in failed),
+            },
+        )
+
+    return [reconciliation]
+
+
+def _lines(texts: "Iterable[str]") -> str:
+    return "\n".join(sorted(texts)[:_SHOWN]) or "none"

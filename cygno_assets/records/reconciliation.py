@@ -1,0 +1,217 @@
+"""Comparing what the inbox holds, what ran, what is materialized and what is stored.
+
+Here belongs what is a difference and why; what is done about it is the caller's. Events that the
+sensor has not read yet, and those under way, are no difference.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from dagster import DagsterRunStatus, RunsFilter
+
+from cygno_assets.assets.live import FINAL_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
+from cygno_assets.records.history import (
+    DAQ_EVENTS,
+    PARTITION_TAG,
+    events_of,
+    may_pass,
+    retried_by_dagster,
+    unfinished_runs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dagster import AssetKey, DagsterInstance, DagsterRun
+    from upath import UPath
+
+    from cygno_assets.daq.inbox import Inbox, StoredMessage
+
+_READ_AT_ONCE = 1000
+_RUNS_AT_ONCE = 500
+What = Literal["never ran", "failed", "no record", "no image", "no tensor"]
+
+MEANINGS: dict[What, str] = {
+    "never ran": "announced and read, but no run of it is known",
+    "failed": "its last run failed, and nothing runs it again by itself",
+    "no record": "its tensor is stored, but Dagster knows of no materialization",
+    "no image": "its tensor is materialized, but its image is not stored",
+    "no tensor": "its tensor is materialized, but not stored",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One event of which not everything agrees.
+
+    Attributes:
+        event_id: which.
+        what: is the matter.
+        detail: why, in words; of a failure its kind.
+    """
+
+    event_id: str
+    what: What
+    detail: str
+
+    @property
+    def mendable(self) -> bool:
+        """Whether making the event again may mend it."""
+        return self.what != "failed"
+
+
+@dataclass(frozen=True)
+class Reconciliation:
+    """What was compared, and what does not agree.
+
+    Attributes:
+        announced: events in the inbox that the sensor has read.
+        waiting: messages in the inbox that it has not.
+        rejected: messages in the inbox that could not be events.
+        running: events under way, or to be made again after a failure that may pass.
+        materialized: events with a tensor, as Dagster knows.
+        differences: the rest.
+    """
+
+    announced: int
+    waiting: int
+    rejected: int
+    running: int
+    materialized: int
+    differences: Sequence[Difference] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """How many events there are of each difference."""
+        found = dict.fromkeys(MEANINGS, 0)
+        for difference in self.differences:
+            found[difference.what] += 1
+        return {str(what): count for what, count in found.items()}
+
+    def failures(self) -> dict[str, int]:
+        """How many failed events there are of each kind."""
+        found: dict[str, int] = {}
+        for difference in self.differences:
+            if difference.what == "failed":
+                found[difference.detail] = found.get(difference.detail, 0) + 1
+        return dict(sorted(found.items()))
+
+
+def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconciliation:
+    """Compares them all.
+
+    Args:
+        instance: Dagster's.
+        inbox: of announcements.
+        root: of the stored files.
+
+    Raises:
+        InboxUnavailableError: it does not answer.
+    """
+    state = inbox.state()
+    # In this order: what moves on meanwhile is found further on the road, never nowhere.
+    read_to = _read_to(instance, state.created)
+    newest, rejected = _events(inbox, read_to)
+    running = events_of(unfinished_runs(instance))
+    failed, passing = _failures(instance, newest)
+    known = {
+        key: set(instance.get_materialized_partitions(key))
+        for key in (RAW_IMAGE, PREPROCESSED_TENSOR)
+    }
+    images, tensors = (_stored(root, key) for key in (RAW_IMAGE, PREPROCESSED_TENSOR))
+    busy = running | passing
+    made = known[PREPROCESSED_TENSOR]
+    differences: list[Difference] = []
+    for event in [*newest, *sorted((made | tensors) - newest.keys())]:
+        if event in busy:
+            continue
+        if event not in made:
+            if event in tensors:
+                differences.append(_of(event, "no record"))
+            elif event in failed:
+                differences.append(Difference(event, "failed", failed[event]))
+            else:
+                differences.append(_of(event, "never ran"))
+        elif event not in tensors:
+            differences.append(_of(event, "no tensor"))
+        elif event not in images:
+            differences.append(_of(event, "no image"))
+    return Reconciliation(
+        announced=len(newest),
+        waiting=state.last_sequence - read_to,
+        rejected=rejected,
+        running=len(busy & newest.keys()),
+        materialized=len(made),
+        differences=differences,
+    )
+
+
+def _of(event: str, what: What) -> Difference:
+    return Difference(event, what, MEANINGS[what])
+
+
+def _read_to(instance: DagsterInstance, stream: str) -> int:
+    """The last stream sequence that the sensor has read; 0 if it has read none of this stream."""
+    for state in instance.all_instigator_state():
+        if state.name == DAQ_EVENTS and state.instigator_data is not None:
+            text = getattr(state.instigator_data, "cursor", None)
+            value = json.loads(text) if text else {}
+            if isinstance(value, dict) and value.get("stream") == stream:
+                return int(value["sequence"])
+    return 0
+
+
+def _events(inbox: Inbox, read_to: int) -> tuple[dict[str, StoredMessage], int]:
+    """The newest message of each event up to there, and how many were rejected."""
+    newest: dict[str, StoredMessage] = {}
+    rejected, after = 0, 0
+    while after < read_to:
+        _, messages = inbox.read_after(after, limit=_READ_AT_ONCE)
+        if not messages:
+            break
+        for message in messages:
+            if message.sequence > read_to:
+                return newest, rejected
+            if message.event_id is None:
+                rejected += 1
+            else:
+                newest[message.event_id] = message
+        after = messages[-1].sequence
+    return newest, rejected
+
+
+def _failures(instance: DagsterInstance, events: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """Of events that failed: the kind of those that nothing runs again; and which are run again."""
+    failed: dict[str, str] = {}
+    passing: set[str] = set()
+    for run in _failed_runs(instance, list(events)):  # the oldest first: the newest has its say
+        event = run.tags[PARTITION_TAG]
+        passing.discard(event)
+        failed.pop(event, None)
+        if retried_by_dagster(run) or may_pass(run):
+            passing.add(event)
+        else:
+            failed[event] = run.tags.get(FINAL_TAG) or run.status.value.lower()
+    return failed, passing
+
+
+def _failed_runs(instance: DagsterInstance, events: Sequence[str]) -> list[DagsterRun]:
+    runs: list[DagsterRun] = []
+    for first in range(0, len(events), _RUNS_AT_ONCE):
+        wanted = RunsFilter(
+            tags={PARTITION_TAG: events[first : first + _RUNS_AT_ONCE]},
+            statuses=[DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED],
+        )
+        runs += reversed(list(instance.get_runs(wanted)))
+    return runs
+
+
+def _stored(root: UPath, key: AssetKey) -> set[str]:
+    """Events whose file is there; names that begin with a dot are of files half written."""
+    folder = root.joinpath(*key.path)
+    try:
+        return {path.stem for path in folder.iterdir() if not path.name.startswith(".")}
+    except FileNotFoundError:
+        return set()

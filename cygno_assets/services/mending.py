@@ -1,0 +1,233 @@
+"""`cygno-assets reconcile`, `replay` and `rejected`: what is missing, and trying it again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from cygno_assets.daq import inbox
+from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
+from cygno_assets.services.backfill import run_events_backfill
+from cygno_assets.services.process import ServiceError
+from cygno_assets.settings import CHECKOUT, environment_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from dagster import DagsterInstance
+
+    from cygno_assets.daq.inbox import StoredMessage
+    from cygno_assets.records.reconciliation import Reconciliation
+    from cygno_assets.settings import Settings
+
+_SHOWN = 20
+_READ_AT_ONCE = 1000
+
+
+def run_reconcile(
+    settings: Settings, say: Callable[[str], None], *, repair: bool, as_json: bool
+) -> int:
+    """Compares what is known of events, lists what does not agree, and mends it if asked.
+
+    Returns:
+        0 if everything agrees, or was mended; else 1.
+
+    Raises:
+        ServiceError: nothing has run there yet; with `repair`, no system runs there now.
+        InboxUnavailableError: the inbox does not answer.
+    """
+    with _instance(settings) as instance:
+        found = _reconciled(instance, settings)
+        if as_json:
+            say(json.dumps(asdict(found) | {"counts": found.counts(), "failed": found.failures()}))
+        else:
+            _show(found, say)
+        mendable = [one.event_id for one in found.differences if one.mendable]
+        if not repair or not mendable:
+            return 1 if found.differences else 0
+        _make_partitions(instance, mendable)
+    failed = len(found.differences) - len(mendable)
+    if failed:
+        say(f"{failed} failed events are left as they are: `cygno-assets replay` tries them again")
+    status = run_events_backfill(settings, mendable, "cygno-assets reconcile", say, wait=True)
+    return status or int(bool(failed))
+
+
+def run_replay(
+    settings: Settings, say: Callable[[str], None], *, events: Sequence[str], kind: str | None
+) -> int:
+    """Makes failed events again, as the web UI does.
+
+    Args:
+        settings: whose home the system runs in.
+        say: told of each step, in a line.
+        events: only these; all that failed if there are none.
+        kind: only those that failed on this.
+
+    Returns:
+        0 if all of them were materialized, or there are none; else 1.
+
+    Raises:
+        ServiceError: an event has not failed, or no system runs there.
+        InboxUnavailableError: the inbox does not answer.
+    """
+    with _instance(settings) as instance:
+        failed = {
+            one.event_id: one.detail
+            for one in _reconciled(instance, settings).differences
+            if one.what == "failed"
+        }
+    if unknown := [event for event in events if event not in failed]:
+        raise ServiceError(
+            f"{unknown[0]!r} has not failed; `cygno-assets reconcile` lists what has"
+        )
+    wanted = [
+        event
+        for event, why in failed.items()
+        if (not events or event in events) and kind in {None, why}
+    ]
+    if not wanted:
+        say("no event has failed" + ("" if kind is None else f" on {kind}"))
+        return 0
+    counts = Counter(failed[event] for event in wanted)
+    say(", ".join(f"{count} {why}" for why, count in sorted(counts.items())))
+    return run_events_backfill(settings, wanted, "cygno-assets replay", say, wait=True)
+
+
+def list_rejected(settings: Settings, say: Callable[[str], None]) -> None:
+    """Lists the messages that could not be events, one in a line.
+
+    Raises:
+        InboxUnavailableError: the inbox does not answer.
+    """
+    for message in _rejected(settings):
+        when = "" if message.received is None else f"{message.received:%Y-%m-%d %H:%M:%S} UTC"
+        say(f"{message.sequence:>8}  {when:23}  {len(message.payload):>7} B  {message.reason}")
+
+
+def show_rejected(settings: Settings, sequence: int, say: Callable[[str], None]) -> None:
+    """Shows one such message, its text with anything after a `?` taken out.
+
+    Raises:
+        ServiceError: there is none of this sequence.
+        InboxUnavailableError: the inbox does not answer.
+    """
+    message = _one_rejected(settings, sequence)
+    say(f"sequence  {message.sequence}")
+    say(f"received  {message.received}")
+    say(f"reason    {message.reason}")
+    say(f"bytes     {len(message.payload)}")
+    say(_without_queries(message.payload))
+
+
+def replay_rejected(
+    settings: Settings, sequences: Sequence[int], say: Callable[[str], None]
+) -> int:
+    """Reads rejected messages again, by the settings of now; what is an event goes its way.
+
+    Args:
+        settings: by which they are read, and where the inbox is.
+        sequences: of the messages; all of them if there are none.
+        say: told of each, in a line.
+
+    Returns:
+        0 if all of them are events now; else 1.
+
+    Raises:
+        ServiceError: there is no message of this sequence.
+        InboxUnavailableError: the inbox does not answer.
+    """
+    wanted = [_one_rejected(settings, s) for s in sequences] if sequences else _rejected(settings)
+    still = 0
+    for message in wanted:
+        try:
+            event = parse_announcement(
+                message.payload,
+                timezone=ZoneInfo(settings.daq_timezone),
+                names_without_md5=settings.names_without_md5,
+            )
+        except NotAnEventError as error:
+            say(f"{message.sequence}  still rejected: {error}")
+            still += 1
+            continue
+        asyncio.run(
+            inbox.store_event(
+                settings.resolve_inbox_url(), event, message.payload, message.received
+            )
+        )
+        say(f"{message.sequence}  {event.event_id}")
+    return 1 if still else 0
+
+
+def _rejected(settings: Settings) -> list[StoredMessage]:
+    reader = inbox.Inbox(settings.resolve_inbox_url)
+    found: list[StoredMessage] = []
+    after = 0
+    while True:
+        _, messages = reader.read_after(after, limit=_READ_AT_ONCE)
+        if not messages:
+            return found
+        found += [message for message in messages if message.event_id is None]
+        after = messages[-1].sequence
+
+
+def _one_rejected(settings: Settings, sequence: int) -> StoredMessage:
+    _, messages = inbox.Inbox(settings.resolve_inbox_url).read_after(sequence - 1, limit=1)
+    if not messages or messages[0].sequence != sequence or messages[0].event_id is not None:
+        raise ServiceError(f"the inbox has no rejected message of sequence {sequence}")
+    return messages[0]
+
+
+def _without_queries(payload: bytes) -> str:
+    """What was sent, as text; a URL's signature opens its image for whoever reads it."""
+    import re
+
+    text = payload.decode("utf-8", "backslashreplace")
+    return re.sub(r"\?[^\s\"']*", "?…", text)
+
+
+def _reconciled(instance: DagsterInstance, settings: Settings) -> Reconciliation:
+    from cygno_assets.records.reconciliation import reconcile
+    from cygno_assets.storage.locations import data_root
+
+    return reconcile(instance, inbox.Inbox(settings.resolve_inbox_url), data_root(settings))
+
+
+def _make_partitions(instance: DagsterInstance, events: Sequence[str]) -> None:
+    from cygno_assets.partitions import daq_event_partitions
+
+    name = str(daq_event_partitions.name)
+    known = set(instance.get_dynamic_partitions(name))
+    instance.add_dynamic_partitions(name, [event for event in events if event not in known])
+
+
+def _show(found: Reconciliation, say: Callable[[str], None]) -> None:
+    say(
+        f"{found.announced} events in the inbox, {found.waiting} messages not read yet, "
+        f"{found.running} events under way, {found.materialized} with a tensor, "
+        f"{found.rejected} messages rejected"
+    )
+    for one in found.differences[:_SHOWN]:
+        say(f"{one.event_id}  {one.what}: {one.detail}")
+    if len(found.differences) > _SHOWN:
+        say(f"… and {len(found.differences) - _SHOWN} more (--json lists all)")
+    counts = ", ".join(f"{count} {what}" for what, count in found.counts().items() if count)
+    say(counts or "everything agrees")
+
+
+@contextmanager
+def _instance(settings: Settings) -> Iterator[DagsterInstance]:
+    from dagster import DagsterInstance
+
+    if not settings.dagster_state.is_dir():
+        raise ServiceError(f"nothing has run in {settings.home} yet")
+    os.environ["DAGSTER_HOME"] = str(CHECKOUT)
+    os.environ[environment_name("home")] = str(settings.home)
+    with DagsterInstance.get() as instance:
+        yield instance

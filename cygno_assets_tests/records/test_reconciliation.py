@@ -1,0 +1,240 @@
+"""What inbox, runs, records and files say of events, and where they do not agree."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from dagster import (
+    AssetCheckEvaluation,
+    AssetMaterialization,
+    AssetSelection,
+    DagsterInstance,
+    DagsterRunStatus,
+    Definitions,
+)
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    InProcessCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    SensorInstigatorData,
+)
+from dagster._core.test_utils import create_run_for_test
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+
+from cygno_assets.assets.live import ANNOUNCEMENTS, ATTEMPT_TAG, FINAL_TAG, LIVE_TAG, MAX_ATTEMPTS
+from cygno_assets.build import build_defs
+from cygno_assets.daq import inbox
+from cygno_assets.daq.inbox import Inbox
+from cygno_assets.records.history import DAQ_EVENTS
+from cygno_assets.records.reconciliation import Reconciliation, reconcile
+from cygno_assets.settings import load_settings
+from cygno_assets.storage.locations import data_root, write_whole
+from cygno_assets_tests.wire import fill_inbox, message, with_jetstream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from nats.js import JetStreamContext
+
+
+def event(number: int) -> str:
+    return f"cygno-{number:032x}"
+
+
+@dataclass
+class Books:
+    """An inbox, an instance and files, each as a test wants them."""
+
+    url: str
+    instance: DagsterInstance
+
+    def announce(self, *numbers: int, taken: str = "2024-11-27 14:27:36") -> None:
+        fill_inbox(
+            self.url, [message(f"{event(n)}.jpg", "https://daq.invalid/x", taken) for n in numbers]
+        )
+
+    def reject(self) -> None:
+        async def store(jetstream: JetStreamContext) -> None:
+            await jetstream.publish(inbox.REJECTED_SUBJECT, b"{}")
+
+        with_jetstream(self.url, store)
+
+    def read(self, sequence: int) -> None:
+        """The sensor has read so far."""
+        cursor = {"stream": Inbox(lambda: self.url).state().created, "sequence": sequence}
+        location = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="x"))
+        origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "r"), DAQ_EVENTS)
+        self.instance.add_instigator_state(
+            InstigatorState(
+                origin,
+                InstigatorType.SENSOR,
+                InstigatorStatus.RUNNING,
+                SensorInstigatorData(cursor=json.dumps(cursor)),
+            )
+        )
+
+    def made(self, number: int, *, image: bool = True, tensor: bool = True) -> None:
+        for asset in ("raw_image", "preprocessed_tensor"):
+            self.instance.report_runless_asset_event(
+                AssetMaterialization(asset, partition=event(number))
+            )
+        self.stored(number, image=image, tensor=tensor)
+
+    def stored(self, number: int, *, image: bool = True, tensor: bool = True) -> None:
+        root = data_root(load_settings())
+        if image:
+            write_whole(root / "raw_image" / f"{event(number)}.jpg", b"image")
+        if tensor:
+            write_whole(root / "preprocessed_tensor" / f"{event(number)}.npy", b"tensor")
+
+    def run(self, number: int, status: DagsterRunStatus, **tags: str) -> None:
+        create_run_for_test(
+            self.instance, status=status, tags={"dagster/partition": event(number), **tags}
+        )
+
+    def reconciled(self) -> Reconciliation:
+        return reconcile(self.instance, Inbox(lambda: self.url), data_root(load_settings()))
+
+    def differences(self) -> dict[str, tuple[str, str]]:
+        return {d.event_id: (d.what, d.detail) for d in self.reconciled().differences}
+
+
+@pytest.fixture
+def books(inbox_url: str, tmp_path: Path) -> Iterator[Books]:
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield Books(inbox_url, instance)
+
+
+def test_where_everything_agrees_nothing_is_said(books: Books) -> None:
+    books.announce(1, 2, 3)
+    books.reject()
+    books.read(3)
+    for number in (1, 2):
+        books.made(number)
+    books.run(3, DagsterRunStatus.STARTED)
+    found = books.reconciled()
+    assert found == Reconciliation(3, 1, 0, 1, 2, [])
+    assert set(found.counts().values()) == {0}
+
+
+def test_what_the_sensor_has_not_read_is_waiting_and_not_lost(books: Books) -> None:
+    books.announce(1, 2, 3)
+    books.read(1)
+    books.made(1)
+    found = books.reconciled()
+    assert (found.announced, found.waiting, found.differences) == (1, 2, [])
+
+
+@pytest.mark.parametrize(
+    ("what", "detail"),
+    [
+        ("never ran", "announced and read, but no run of it is known"),
+        ("no record", "its tensor is stored, but Dagster knows of no materialization"),
+        ("no image", "its tensor is materialized, but its image is not stored"),
+        ("no tensor", "its tensor is materialized, but not stored"),
+    ],
+)
+def test_each_difference_is_found_with_its_reason(books: Books, what: str, detail: str) -> None:
+    books.announce(1, 2)
+    books.read(2)
+    books.made(2)
+    if what == "no record":
+        books.stored(1)
+    elif what != "never ran":
+        books.made(1, image=what != "no image", tensor=what != "no tensor")
+    assert books.differences() == {event(1): (what, detail)}
+    assert books.reconciled().differences[0].mendable
+
+
+def test_failures_are_told_by_their_kind_unless_they_are_tried_again(books: Books) -> None:
+    books.announce(1, 2, 3, 4, 5)
+    books.read(5)
+    live = {LIVE_TAG: "true"}
+    failure = DagsterRunStatus.FAILURE
+    books.run(1, failure, **live, **{FINAL_TAG: "expired"})
+    books.run(2, failure, **live)  # the sensor failed_events comes back to it
+    books.run(3, failure, **live, **{ATTEMPT_TAG: str(MAX_ATTEMPTS)})
+    books.run(4, DagsterRunStatus.CANCELED, **live)
+    books.run(5, failure, **{"dagster/will_retry": "true"})
+    assert books.differences() == {
+        event(1): ("failed", "expired"),
+        event(3): ("failed", "failure"),
+        event(4): ("failed", "canceled"),
+    }
+    found = books.reconciled()
+    assert found.running == 2
+    assert found.failures() == {"canceled": 1, "expired": 1, "failure": 1}
+    assert not any(one.mendable for one in found.differences)
+
+
+def test_an_event_that_was_made_after_a_failure_is_no_difference(books: Books) -> None:
+    books.announce(1)
+    books.read(1)
+    books.run(1, DagsterRunStatus.FAILURE, **{FINAL_TAG: "expired"})
+    books.made(1)
+    assert books.differences() == {}
+
+
+def test_files_of_events_that_have_left_the_inbox_are_compared_too(books: Books) -> None:
+    books.announce(1)
+    books.read(1)
+    books.made(1)
+    books.made(7, tensor=False)
+    books.stored(8)
+    assert {e: what for e, (what, _) in books.differences().items()} == {
+        event(7): "no tensor",
+        event(8): "no record",
+    }
+
+
+def test_half_written_files_do_not_count(books: Books) -> None:
+    books.announce(1)
+    books.read(1)
+    books.made(1, tensor=False)
+    folder = data_root(load_settings()) / "preprocessed_tensor"
+    write_whole(folder / f".{event(1)}.partial", b"half")
+    assert books.differences()[event(1)][0] == "no tensor"
+
+
+def test_the_checks_say_it_in_the_web_ui(books: Books) -> None:
+    books.announce(1, 2, 3)
+    books.reject()
+    books.read(4)
+    books.made(1)
+    books.run(2, DagsterRunStatus.FAILURE, **{FINAL_TAG: "expired"})
+    checks = evaluated(books)
+    assert not checks["every_event_is_accounted_for"].passed
+    assert checks["every_event_is_accounted_for"].description == (
+        "1 of 3 events of which not everything agrees"
+    )
+    failed = checks["no_event_failed_or_was_rejected"]
+    assert not failed.passed
+    assert failed.description == "1 events failed, 1 messages were rejected"
+    assert failed.metadata["failed_expired"].value == 1
+    assert failed.severity.value == "WARN"
+    books.made(3)
+    books.made(2)
+    checks = evaluated(books)
+    assert checks["every_event_is_accounted_for"].passed
+    assert checks["no_event_failed_or_was_rejected"].description == (
+        "0 events failed, 1 messages were rejected"
+    )
+
+
+def evaluated(books: Books) -> dict[str, AssetCheckEvaluation]:
+    definitions = build_defs(load_settings({"inbox_url": books.url}))
+    Definitions.validate_loadable(definitions)
+    result = definitions.resolve_job_def("reconciliation_check").execute_in_process(
+        instance=books.instance
+    )
+    assert AssetSelection.checks_for_assets(ANNOUNCEMENTS)
+    return {check.check_name: check for check in result.get_asset_check_evaluations()}
