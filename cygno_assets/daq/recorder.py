@@ -15,6 +15,7 @@ import time
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -34,7 +35,7 @@ from cygno_assets.daq.source import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
@@ -184,7 +185,7 @@ class Recorder:
     async def _listen(self) -> None:
         """Hears the DAQ's server until the connection is closed for good."""
         url = self._settings.daq_nats_url
-        daq = await self._connect(url, "DAQ", DaqClient, login(self._settings))
+        daq = await self._connect(url, "DAQ", DaqClient, partial(login, self._settings))
         try:
             while not daq.is_closed:
                 self._look_again.clear()
@@ -206,8 +207,9 @@ class Recorder:
 
     async def _subscribe(self, daq: Client) -> None:
         if self._plain is None:
-            self._plain = await daq.subscribe(self._settings.daq_subject, cb=self._hear)
+            plain = await daq.subscribe(self._settings.daq_subject, cb=self._hear)
             await daq.flush()
+            self._plain = plain
             self.counts.daq_connected = True
             log.info("recording %s", self._settings.daq_subject)
 
@@ -226,8 +228,8 @@ class Recorder:
                     if self._jetstream_refused:
                         break
                     if self._plain is not None:
-                        await self._plain.drain()  # type: ignore[no-untyped-call]  # nats-py's
-                        self._plain = None
+                        plain, self._plain = self._plain, None
+                        await plain.drain()  # type: ignore[no-untyped-call]  # nats-py's
                         self.counts.durable = True
                         log.info("recording %s from stream %s", subject, self._durable.stream)
         finally:
@@ -279,7 +281,7 @@ class Recorder:
         url: str,
         what: str,
         client_type: type[Client] = Client,
-        options: Mapping[str, Any] | None = None,
+        options: Callable[[], Mapping[str, Any]] = dict,
     ) -> Client:
         """Connects and stays connected, for ever; nats-py itself tries on in between."""
         where = f"{what} at {inbox.without_credentials(url)}"
@@ -331,7 +333,7 @@ class Recorder:
                     reconnected_cb=back,
                     closed_cb=closed,
                     error_cb=failed,
-                    **(options or {}),
+                    **options(),
                 )
             # A server that refuses us today may let us in tomorrow: no error ends this.
             except Exception as error:  # noqa: BLE001

@@ -197,9 +197,15 @@ def test_tls_with_an_authority(
         USER,
     ) as url:
         secrets = {"daq_nats_user": "anna", "daq_nats_password": SECRET}
-        for other in ({}, {"daq_nats_ca_file": tmp_path / "others" / "ca.pem"}):
+        no_pem = tmp_path / "no.pem"
+        no_pem.write_text("no certificate")
+        is_refused(url, inbox_url, "SSLCertVerificationError", caplog, **secrets)
+        for other, why in (
+            (tmp_path / "others" / "ca.pem", "SSLCertVerificationError"),
+            (no_pem, "SSLError"),
+        ):
             caplog.clear()
-            is_refused(url, inbox_url, "SSLCertVerificationError", caplog, **secrets, **other)
+            is_refused(url, inbox_url, why, caplog, daq_nats_ca_file=other, **secrets)
         records_one_event(
             url,
             inbox_url,
