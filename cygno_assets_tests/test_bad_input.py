@@ -590,6 +590,7 @@ damaged = st.builds(
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore:Invalid APNG")
 @settings(deadline=None, max_examples=500)
 @given(pngs | damaged | st.binary(max_size=100))
 def test_whatever_an_image_is_it_becomes_a_tensor_or_is_refused(data: bytes) -> None:

@@ -148,18 +148,16 @@ def download_image(
         try:
             return fetch.once()
         except RetriableDownloadError as error:
+            missing = error.kind == "missing"
             young = received is not None and datetime.now(UTC) - received < _YOUNG
-            old = received is not None and not young
+            hopeless = missing and received is not None and not young
             pause = next(pauses[error.kind], None)
-            if pause is None or (error.kind == "missing" and old) or _past(started, limits):
-                if error.kind == "missing" and not young:
+            past = time.monotonic() - started > limits.max_duration_s
+            if hopeless or pause is None or past:
+                if missing and not young:
                     raise FinalDownloadError(str(error), error.kind) from None
                 raise
         time.sleep(pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 – no secret
-
-
-def _past(started: float, limits: DownloadLimits) -> bool:
-    return time.monotonic() - started > limits.max_duration_s
 
 
 class _Fetch:
