@@ -30,24 +30,29 @@ class Column:
     meaning: str
 
 
+_PATH = Column("path", "str", "path in the archive")
+_RECOIL_TYPE = Column("recoil_type", "str", "`nuclear` or `electronic`, from the path")
+_ENERGY = Column("energy_kev", "float64", "energy of the recoil in keV, from the path")
+_PIXELS = Column("pixel_sha256", "str", "sha256 of the decoded pixels, row by row")
+
 GROUND_TRUTH_COLUMNS = (
-    Column("path", "str", "path in the archive"),
+    _PATH,
     Column("file_name", "str", "last part of the path"),
-    Column("recoil_type", "str", "`nuclear` or `electronic`, from the path"),
-    Column("energy_kev", "float64", "energy of the recoil in keV, from the path"),
+    _RECOIL_TYPE,
+    _ENERGY,
     Column("width_px", "int32", "width in pixels of about 0.6 mm"),
     Column("height_px", "int32", "height in pixels of about 0.6 mm"),
-    Column("pixel_sha256", "str", "sha256 of the decoded pixels, row by row"),
+    _PIXELS,
 )
 UNLABELLED_COLUMNS = (
-    Column("path", "str", "path in the archive"),
+    _PATH,
     Column("reason", "str", "which rule it does not fit"),
 )
 TENSOR_COLUMNS = (
-    Column("path", "str", "path in the archive"),
-    Column("recoil_type", "str", "`nuclear` or `electronic`, from the path"),
-    Column("energy_kev", "float64", "energy of the recoil in keV, from the path"),
-    Column("pixel_sha256", "str", "sha256 of the decoded pixels, row by row"),
+    _PATH,
+    _RECOIL_TYPE,
+    _ENERGY,
+    _PIXELS,
     Column("tensor_sha256", "str", "sha256 of the tensor's float32 values, row by row"),
     Column("spec_hash", "str", "of the specification that the tensor was made by"),
     Column("clipped_low_share", "float64", "of the tensor's pixels below the window, in [0, 1]"),
@@ -57,18 +62,18 @@ TENSOR_COLUMNS = (
     Column("bright_outside", "int32", "bright squares outside the crop"),
     Column("saturated_px", "int32", "pixels of 255 ADU in the whole image"),
 )
-SPLIT_COLUMNS = (
-    Column("split", "str", "`train`, `validation` or `test`, by lot from the pixels"),
+_SPLIT = Column("split", "str", "`train`, `validation` or `test`, by lot from the pixels")
+DATASET_COLUMNS = (
+    *TENSOR_COLUMNS,
+    _SPLIT,
     Column("energy_fold", "str", "energies to leave out together, to test on"),
 )
-
-DATASET_COLUMNS = (*TENSOR_COLUMNS, *SPLIT_COLUMNS)
 OFFENDER_COLUMNS = (
     Column("alarm", "str", "which one it belongs to"),
-    Column("path", "str", "path in the archive"),
-    Column("recoil_type", "str", "`nuclear` or `electronic`"),
-    Column("energy_kev", "float64", "energy of the recoil in keV"),
-    Column("split", "str", "`train`, `validation` or `test`"),
+    _PATH,
+    _RECOIL_TYPE,
+    _ENERGY,
+    _SPLIT,
     Column("detail", "str", "what is wrong with it"),
 )
 
