@@ -7,6 +7,7 @@ sensor has not read yet, and those under way, are no difference.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -85,18 +86,13 @@ class Reconciliation:
 
     def counts(self) -> dict[str, int]:
         """How many events there are of each difference."""
-        found = dict.fromkeys(MEANINGS, 0)
-        for difference in self.differences:
-            found[difference.what] += 1
-        return {str(what): count for what, count in found.items()}
+        found = Counter(difference.what for difference in self.differences)
+        return {str(what): found[what] for what in MEANINGS}
 
     def failures(self) -> dict[str, int]:
         """How many failed events there are of each kind."""
-        found: dict[str, int] = {}
-        for difference in self.differences:
-            if difference.what == "failed":
-                found[difference.detail] = found.get(difference.detail, 0) + 1
-        return dict(sorted(found.items()))
+        failed = (one.detail for one in self.differences if one.what == "failed")
+        return dict(sorted(Counter(failed).items()))
 
 
 def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconciliation:
