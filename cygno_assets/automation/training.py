@@ -122,15 +122,22 @@ def after_all_inputs() -> AutomationCondition[Any]:
     outdated = AutomationCondition.code_version_changed().since(AutomationCondition.newly_updated())
     # In a run that makes both, what is made from it has been made too.
     updated = AutomationCondition.newly_updated() & ~AutomationCondition.executed_with_root_target()
+    # Of a cell made between a request and the next evaluation only the time tells that it came
+    # after; and Dagster knows times of plain updates alone, not of an "and" or "or" of them.
+    made = AutomationCondition.any_deps_match(AutomationCondition.newly_updated()).allow(cells)
     changed = (
         AutomationCondition.newly_missing()
         # A new archive alone changes nothing here: its cells will.
-        | AutomationCondition.any_deps_match(updated).ignore(archive)
-        | AutomationCondition.any_deps_match(is_requested).ignore(archive | cells)
+        | AutomationCondition.any_deps_match(updated).ignore(archive | cells)
         | AutomationCondition.code_version_changed()
-    ).since(AutomationCondition.newly_requested())
+    )
+    due = (
+        made.since(AutomationCondition.newly_requested())
+        | changed.since(AutomationCondition.newly_requested())
+        | AutomationCondition.any_deps_match(is_requested).ignore(archive | cells)
+    )
     return (
-        changed
+        due
         # Before the first archive the grid is empty, so that no cell is missing.
         & ~AutomationCondition.asset_matches(TRAINING_ARCHIVE, AutomationCondition.missing())
         & ~AutomationCondition.any_deps_missing()

@@ -242,6 +242,19 @@ def test_a_cell_that_is_made_while_totals_are_is_not_forgotten(settled: Daemon) 
     assert set(settled.requested()) >= {"ground_truth_table", "dataset_pixel_histogram"}
 
 
+def test_cells_made_between_the_request_of_totals_and_the_next_tick_are_followed(
+    settled: Daemon,
+) -> None:
+    settled.materialize(sorted(CELLS), "2")
+    settled.now = datetime.now(UTC)
+    assert "dataset_pixel_histogram" in settled.requested(minutes=0)
+    settled.materialize(sorted(TOTALS), "2")
+    settled.materialize(sorted(CELLS), "3")
+    assert set(settled.requested()) >= TOTALS
+    settled.materialize(sorted(TOTALS), "3")
+    assert settled.requested() == {}
+
+
 def test_while_a_cell_is_missing_there_are_no_totals(daemon: Daemon) -> None:
     daemon.requested()
     daemon.archive("first", "6keV")
