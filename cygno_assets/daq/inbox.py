@@ -10,6 +10,8 @@ its own times out for ever after, and connecting costs about two milliseconds.
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +37,7 @@ REASON_HEADER = "Cygno-Reason"
 
 _CONNECT_TIMEOUT_S = 3.0
 _REPLY_TIMEOUT_S = 5.0
+_READ_AT_ONCE = 1000
 
 
 class InboxUnavailableError(ConnectionError):
@@ -272,6 +275,34 @@ class Inbox:
 
         return _run(read())
 
+    def announced_until(self, sequence: int) -> tuple[list[str], int]:
+        """What the inbox holds up to a place in the stream; without reading messages before it.
+
+        Args:
+            sequence: of the last message that counts.
+
+        Returns:
+            The events announced, and how many messages could not be events.
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+
+        async def ask() -> tuple[list[str], int]:
+            async with self._jetstream() as jetstream:
+                # First all: what arrives meanwhile is then taken off once too often, and is found
+                # next time; the other way round it would seem to have been read.
+                await _stream_state(jetstream)  # or there is no stream
+                held = await _messages_by_subject(jetstream)
+                state, read_to = await _stream_state(jetstream), sequence
+                while later := await _read(jetstream, read_to, _READ_AT_ONCE, state):
+                    held -= Counter(message.subject for message in later)
+                    read_to = later[-1].sequence
+            rejected = held.pop(REJECTED_SUBJECT, 0)
+            return [subject.removeprefix(f"{EVENT_SUBJECT}.") for subject in held], rejected
+
+        return _run(ask())
+
     @asynccontextmanager
     async def _jetstream(self) -> AsyncIterator[JetStreamContext]:
         client = await connect(self._find_url())
@@ -315,6 +346,21 @@ async def _stream_state(jetstream: JetStreamContext) -> StreamState:
         events=info.state.messages - rejected,
         rejected=rejected,
     )
+
+
+async def _messages_by_subject(jetstream: JetStreamContext) -> Counter[str]:
+    """How many messages of each subject are kept; nats-py asks for the first 100,000 alone."""
+    held: Counter[str] = Counter()
+    while True:
+        answer = await jetstream._api_request(  # no public call takes an offset
+            f"$JS.API.STREAM.INFO.{STREAM}",
+            json.dumps({"subjects_filter": _ALL_SUBJECTS, "offset": len(held)}).encode(),
+            timeout=_REPLY_TIMEOUT_S,
+        )
+        subjects = answer["state"].get("subjects") or {}
+        held.update(subjects)
+        if not subjects or len(held) >= answer.get("total", 0):
+            return held
 
 
 async def _read(

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from dagster import AssetKey, DagsterInstance, DagsterRun
     from upath import UPath
 
-    from cygno_assets.daq.inbox import Inbox, StoredMessage
+    from cygno_assets.daq.inbox import Inbox
 
-_READ_AT_ONCE = 1000
 _RUNS_AT_ONCE = 500
 What = Literal["never ran", "failed", "no record", "no image", "no tensor"]
 
@@ -109,9 +108,9 @@ def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconcili
     state = inbox.state()
     # In this order: what moves on meanwhile is found further on the road, never nowhere.
     read_to = _read_to(instance, state.created)
-    newest, rejected = _events(inbox, read_to)
+    announced, rejected = inbox.announced_until(read_to)
     running = events_of(unfinished_runs(instance))
-    failed, passing = _failures(instance, newest)
+    failed, passing = _failures(instance, announced)
     known = {
         key: set(instance.get_materialized_partitions(key))
         for key in (RAW_IMAGE, PREPROCESSED_TENSOR)
@@ -120,7 +119,7 @@ def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconcili
     busy = running | passing
     made = known[PREPROCESSED_TENSOR]
     differences: list[Difference] = []
-    for event in [*newest, *sorted((made | tensors) - newest.keys())]:
+    for event in [*announced, *sorted((made | tensors) - set(announced))]:
         if event in busy:
             continue
         if event not in made:
@@ -135,10 +134,10 @@ def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconcili
         elif event not in images:
             differences.append(_of(event, "no image"))
     return Reconciliation(
-        announced=len(newest),
+        announced=len(announced),
         waiting=state.last_sequence - read_to,
         rejected=rejected,
-        running=len(busy & newest.keys()),
+        running=len(busy & set(announced)),
         materialized=len(made),
         differences=differences,
     )
@@ -157,25 +156,6 @@ def _read_to(instance: DagsterInstance, stream: str) -> int:
             if isinstance(value, dict) and value.get("stream") == stream:
                 return int(value["sequence"])
     return 0
-
-
-def _events(inbox: Inbox, read_to: int) -> tuple[dict[str, StoredMessage], int]:
-    """The newest message of each event up to there, and how many were rejected."""
-    newest: dict[str, StoredMessage] = {}
-    rejected, after = 0, 0
-    while after < read_to:
-        _, messages = inbox.read_after(after, limit=_READ_AT_ONCE)
-        if not messages:
-            break
-        for message in messages:
-            if message.sequence > read_to:
-                return newest, rejected
-            if message.event_id is None:
-                rejected += 1
-            else:
-                newest[message.event_id] = message
-        after = messages[-1].sequence
-    return newest, rejected
 
 
 def _failures(instance: DagsterInstance, events: Iterable[str]) -> tuple[dict[str, str], set[str]]:

@@ -163,6 +163,34 @@ def test_when_all_aged_out_nothing_is_read(inbox_url: str) -> None:
     assert (state.first_sequence, state.last_sequence, state.events) == (4, 3, 0)
 
 
+def test_what_was_announced_up_to_a_place_in_the_stream(inbox_url: str) -> None:
+    fill_inbox(inbox_url, PAYLOADS)
+    reject(inbox_url, b"{", "no JSON")
+    fill_inbox(inbox_url, [message("run-1.jpg", "https://minio/again.jpg"), PAYLOADS[0]])
+    asked = inbox_at(inbox_url)
+    assert asked.announced_until(0) == ([], 0)
+    assert asked.announced_until(1) == (NAMES[:1], 0)  # though it was announced again later
+    assert sorted(asked.announced_until(2)[0]) == NAMES[:2]
+    assert asked.announced_until(4)[1] == 1
+    purge(inbox_url, below=3)
+    events, rejected = asked.announced_until(1000)
+    assert (sorted(events), rejected) == (["run-1", "run-3"], 1)
+
+
+def test_more_events_than_the_server_tells_of_in_one_answer(inbox_url: str) -> None:
+    announced = 100_001
+
+    async def fill(jetstream: JetStreamContext) -> None:
+        await inbox.ensure_stream(jetstream, max_age_days=1, max_bytes=2**30)
+        for number in range(announced):
+            await jetstream.publish_async(f"{inbox.EVENT_SUBJECT}.run-{number}", b"{}")
+        await jetstream.publish_async_completed()
+
+    with_jetstream(inbox_url, fill)
+    events, rejected = inbox_at(inbox_url).announced_until(announced)
+    assert (len(set(events)), rejected) == (announced, 0)
+
+
 def test_an_empty_stream(inbox_url: str) -> None:
     fill_inbox(inbox_url, [])
 
@@ -214,8 +242,10 @@ CALLS: list[Callable[[Inbox], object]] = [
     lambda at: at.state(),
     lambda at: at.read_after(0, limit=1),
     lambda at: at.newest_announcement("run-1"),
+    lambda at: at.announced_until(1),
 ]
-all_calls = pytest.mark.parametrize("call", CALLS, ids=["state", "read_after", "newest"])
+NAMES_OF_CALLS = ["state", "read_after", "newest", "announced_until"]
+all_calls = pytest.mark.parametrize("call", CALLS, ids=NAMES_OF_CALLS)
 
 
 @all_calls
