@@ -118,7 +118,7 @@ class Live:
         """When each event's tensor was materialized in this session, by event."""
         from dagster import AssetRecordsFilter
 
-        from cygno_assets.assets.live import PREPROCESSED_TENSOR
+        from cygno_assets.names import PREPROCESSED_TENSOR
 
         while True:  # only what is new is asked for, for the asking is measured with the rest
             page = self.instance.fetch_materializations(
@@ -208,7 +208,7 @@ def running_live(
     """
     from dagster import AssetRecordsFilter, DagsterInstance
 
-    from cygno_assets.assets.live import PREPROCESSED_TENSOR
+    from cygno_assets.names import PREPROCESSED_TENSOR
 
     before = {name: os.environ.get(name) for name in ("DAGSTER_HOME", "CYGNO_HOME")}
     with ExitStack() as cleanup:

@@ -170,7 +170,7 @@ def _forget_cells(live: Live) -> None:
     """Deletes what cells are told by that nothing has changed."""
     import shutil
 
-    from cygno_assets.assets.training import TRAINING_CELLS
+    from cygno_assets.names import TRAINING_CELLS
 
     for key in TRAINING_CELLS:
         shutil.rmtree(live.home / "data" / key.to_user_string())

@@ -12,11 +12,9 @@ import yaml
 from dagster import DagsterInstance, Definitions
 from dagster._core.instance.ref import InstanceRef
 
-from cygno_assets.assets.training import TRAINING_ASSETS
-from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
-from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.build import build_defs
 from cygno_assets.instance import CygnoInstance
+from cygno_assets.names import TRAINING_ASSETS
 from cygno_assets.services.dagster_services import LOCATION
 from cygno_assets.settings import CHECKOUT, load_settings
 
@@ -31,10 +29,7 @@ def test_the_definitions_load_and_every_asset_is_described() -> None:
     Definitions.validate_loadable(definitions)
     specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
     live = {"daq_announcements", "raw_image", "preprocessed_tensor"}
-    training = {
-        key.to_user_string()
-        for key in (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
-    }
+    training = {key.to_user_string() for key in TRAINING_ASSETS}
     assert set(specs) == live | training
     for name, spec in specs.items():
         assert spec.description

@@ -11,7 +11,6 @@ from zoneinfo import ZoneInfo
 
 from dagster import (
     AssetExecutionContext,
-    AssetKey,
     AssetsDefinition,
     AssetSpec,
     Backoff,
@@ -48,6 +47,15 @@ from cygno_assets.daq.inbox import (
     StoredMessage,
 )
 from cygno_assets.hosts import AllowedHost
+from cygno_assets.names import (
+    ANNOUNCEMENTS,
+    FINAL_TAG,
+    KIND,
+    LIVE_GROUP,
+    LIVE_TAG,
+    PREPROCESSED_TENSOR,
+    RAW_IMAGE,
+)
 from cygno_assets.partitions import daq_event_partitions
 from cygno_assets.physics.images import ImageError
 from cygno_assets.settings import SettingsError
@@ -58,23 +66,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cygno_assets.daq.announcement import Announcement
+    from cygno_assets.physics.tracks import Spot
     from cygno_assets.settings import Settings
-
-GROUP = "live"
-ANNOUNCEMENTS = AssetKey("daq_announcements")
-RAW_IMAGE = AssetKey("raw_image")
-PREPROCESSED_TENSOR = AssetKey("preprocessed_tensor")
-LIVE_TAG = "cygno/live"
-"""On runs that a sensor requested; `"true"`."""
-FINAL_TAG = "cygno/failed_for_good"
-"""On runs that failed on something that trying again would not mend; its kind."""
-ATTEMPT_TAG = "cygno/attempt"
-"""On runs that make an event again after a failure; the how-manieth attempt, the first run's 0."""
-MAX_ATTEMPTS = 20
-"""They take 80 minutes, more than a presigned URL lives."""
-
-KIND = "kind"
-"""Metadata of a failure: what it is, in a word that stays the same; docs/operating.md has them."""
 
 # Temporary trouble that outlasts the short retries inside the request; what is final raises
 # Failure(allow_retries=False) instead.
@@ -152,7 +145,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         description="What the DAQ says of its images on NATS, kept verbatim in the inbox: for "
         "each a presigned URL, a time and a file name. The sensor `daq_events` makes a partition "
         "of the assets downstream for each.",
-        group_name=GROUP,
+        group_name=LIVE_GROUP,
         owners=owners,
         kinds={"nats"},
         tags={"domain": "daq"},
@@ -168,7 +161,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         key=RAW_IMAGE,
         deps=[announcements],
         partitions_def=daq_event_partitions,
-        group_name=GROUP,
+        group_name=LIVE_GROUP,
         owners=owners,
         kinds={"image", "s3" if settings.data_url.startswith("s3://") else "file"},
         tags={"domain": "daq"},
@@ -184,12 +177,16 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         inbox: ResourceParam[Inbox],
         raw_image_io_manager: ResourceParam[RawImageIOManager],
     ) -> MaterializeResult[None]:
+        import numpy as np
+
+        from cygno_assets.physics.columns import column_pattern
         from cygno_assets.physics.histogram import (
             counts_to_text,
             mean_and_sd,
             pixel_counts,
             range_of,
         )
+        from cygno_assets.physics.tracks import brightest_spot
 
         event_id = _event_id(context)
         found: tuple[StoredMessage, Announcement] | None = None
@@ -212,6 +209,8 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         counts = pixel_counts(image)
         mean, sd = mean_and_sd(counts)
         low, high = range_of(counts)
+        pixels = np.asarray(image)
+        columns, spot = column_pattern(pixels), brightest_spot(pixels)
         metadata: dict[str, RawMetadataValue] = {
             **({} if found is None else _times(*found)),
             **downloaded,
@@ -224,6 +223,10 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             "sd_adu": round(sd, 3),
             "min_adu": low,
             "max_adu": high,
+            "column_sd_adu": round(columns.sd_adu, 3),
+            "hottest_column": columns.hottest,
+            "hottest_column_excess_adu": round(columns.excess_adu, 3),
+            **_brightest(spot),
             "path": MetadataValue.path(str(raw_image_io_manager.path(RAW_IMAGE, event_id))),
             # So that windows of events can be summed without opening an image.
             "pixel_counts": counts_to_text(counts),
@@ -233,7 +236,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
     @asset(
         key=PREPROCESSED_TENSOR,
         partitions_def=daq_event_partitions,
-        group_name=GROUP,
+        group_name=LIVE_GROUP,
         owners=owners,
         kinds={"numpy", "s3" if settings.data_url.startswith("s3://") else "file"},
         tags={"domain": "physics"},
@@ -346,6 +349,16 @@ def _times(message: StoredMessage, announced: "Announcement") -> dict[str, "RawM
     if message.received is not None:
         times["announced"] = MetadataValue.timestamp(message.received)
     return times
+
+
+def _brightest(spot: "Spot | None") -> dict[str, "RawMetadataValue"]:
+    if spot is None:
+        return {}
+    return {
+        "brightest_adu": round(spot.adu, 3),
+        "brightest_row": spot.row,
+        "brightest_column": spot.column,
+    }
 
 
 def _source(message: StoredMessage, announced: "Announcement") -> dict[str, "RawMetadataValue"]:

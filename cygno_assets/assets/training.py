@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetExecutionContext,
-    AssetKey,
     AssetOut,
     AssetsDefinition,
     Backoff,
@@ -29,6 +28,16 @@ from dagster import (
 )
 
 from cygno_assets.assets.metadata import figure, records, schema
+from cygno_assets.names import (
+    DATASET_PIXEL_HISTOGRAM,
+    GROUND_TRUTH,
+    GROUND_TRUTH_TABLE,
+    PIXEL_HISTOGRAM,
+    SUGGESTED_WINDOW,
+    TRAINING_ARCHIVE,
+    TRAINING_GROUP,
+    UNLABELLED_PATHS,
+)
 from cygno_assets.partitions import training_cells, training_energies
 from cygno_assets.physics.ground_truth import RECOIL_TYPES, energy_key
 from cygno_assets.physics.histogram import (
@@ -70,27 +79,6 @@ if TYPE_CHECKING:
     from cygno_assets.physics.spec import PreprocessSpec
     from cygno_assets.settings import Settings
 
-GROUP = "training"
-TRAINING_ARCHIVE = AssetKey("training_archive")
-UNLABELLED_PATHS = AssetKey("unlabelled_paths")
-GROUND_TRUTH = AssetKey("ground_truth")
-PIXEL_HISTOGRAM = AssetKey("pixel_histogram")
-GROUND_TRUTH_TABLE = AssetKey("ground_truth_table")
-DATASET_PIXEL_HISTOGRAM = AssetKey("dataset_pixel_histogram")
-SUGGESTED_WINDOW = AssetKey("suggested_window")
-TRAINING_TENSORS = AssetKey("training_tensors")
-
-TRAINING_CELLS = (GROUND_TRUTH, PIXEL_HISTOGRAM, TRAINING_TENSORS)
-"""The assets with a partition for each recoil type and energy; made together."""
-TRAINING_ASSETS = (
-    TRAINING_ARCHIVE,
-    UNLABELLED_PATHS,
-    *TRAINING_CELLS,
-    GROUND_TRUTH_TABLE,
-    DATASET_PIXEL_HISTOGRAM,
-    SUGGESTED_WINDOW,
-)
-
 TAGS = {"domain": "training"}
 MAX_ENERGIES = 200
 """More than any simulation has; each makes two partitions."""
@@ -123,7 +111,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
 
     @asset(
         key=TRAINING_ARCHIVE,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds={"zip", "file"},
         tags=TAGS,
@@ -165,7 +153,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
 
     @asset(
         key=UNLABELLED_PATHS,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds={"pandas", "parquet", store},
         tags=TAGS,
@@ -189,7 +177,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
 
     @multi_asset(
         name="training_cell",
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         partitions_def=training_cells,
         outs={
             "ground_truth": AssetOut(
@@ -267,7 +255,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
 
     @asset(
         key=GROUND_TRUTH_TABLE,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds={"pandas", "parquet", store},
         tags=TAGS,
@@ -290,7 +278,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
 
     @asset(
         key=DATASET_PIXEL_HISTOGRAM,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds={"histogram", "json", store},
         tags=TAGS,
@@ -316,7 +304,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
 
     @asset(
         key=SUGGESTED_WINDOW,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds={"json", store},
         tags=TAGS,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetExecutionContext,
-    AssetKey,
     AssetsDefinition,
     DataVersion,
     Failure,
@@ -21,13 +20,13 @@ from dagster import (
 )
 
 from cygno_assets.assets.metadata import figure, records, schema
-from cygno_assets.assets.training import (
-    GROUP,
-    TAGS,
+from cygno_assets.assets.training import TAGS, archive_limits, cell_of, open_archive
+from cygno_assets.names import (
+    TRAINING_AUDIT,
+    TRAINING_DATASET,
+    TRAINING_GROUP,
+    TRAINING_SPLITS,
     TRAINING_TENSORS,
-    archive_limits,
-    cell_of,
-    open_archive,
 )
 from cygno_assets.partitions import training_cells
 from cygno_assets.physics.ground_truth import RECOIL_TYPES
@@ -53,13 +52,6 @@ if TYPE_CHECKING:
 
     from cygno_assets.settings import Settings
     from cygno_assets.storage.tensor_table import TensorTable
-
-TRAINING_SPLITS = AssetKey("training_splits")
-TRAINING_DATASET = AssetKey("training_dataset")
-TRAINING_AUDIT = AssetKey("training_audit")
-
-TRAINING_DATASET_ASSETS = (TRAINING_SPLITS, TRAINING_DATASET, TRAINING_AUDIT)
-"""Those of this module without partitions; `training_tensors` is one of TRAINING_CELLS."""
 
 TENSOR = Column("tensor", "float32[side, side]", "what a model sees, in [0, 1]")
 _OFFENDERS_SHOWN = 6
@@ -92,7 +84,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
     @asset(
         key=TRAINING_TENSORS,
         partitions_def=training_cells,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds={"numpy", "parquet", store},
         tags=TAGS,
@@ -158,7 +150,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
 
     @asset(
         key=TRAINING_SPLITS,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds={"json", store},
         tags=TAGS,
@@ -195,7 +187,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
     @asset(
         key=TRAINING_DATASET,
         deps=[TRAINING_TENSORS],
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds={"parquet", "numpy", store},
         tags=TAGS,
@@ -247,7 +239,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
     @asset(
         key=TRAINING_AUDIT,
         deps=[TRAINING_DATASET],
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds={"pandas", "parquet", store},
         tags=TAGS,

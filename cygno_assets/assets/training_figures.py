@@ -7,7 +7,6 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from dagster import (
-    AssetKey,
     AssetsDefinition,
     Config,
     DataVersion,
@@ -17,7 +16,8 @@ from dagster import (
 )
 
 from cygno_assets.assets.metadata import figure
-from cygno_assets.assets.training import GROUP, TAGS, archive_limits, open_archive
+from cygno_assets.assets.training import TAGS, archive_limits, open_archive
+from cygno_assets.names import HISTOGRAM_FIGURE, RAW_IMAGE_FIGURE, RECOILS_FIGURE, TRAINING_GROUP
 from cygno_assets.physics.ground_truth import RECOIL_TYPES
 from cygno_assets.physics.histogram import PixelHistogram
 from cygno_assets.physics.images import ImageError
@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 
     from cygno_assets.physics.ground_truth import RecoilType
     from cygno_assets.settings import Settings
-
-RAW_IMAGE_FIGURE = AssetKey("raw_image_figure")
-HISTOGRAM_FIGURE = AssetKey("histogram_figure")
-RECOILS_FIGURE = AssetKey("recoils_figure")
-
-TRAINING_FIGURES = (RAW_IMAGE_FIGURE, HISTOGRAM_FIGURE, RECOILS_FIGURE)
 
 EACH = 5
 """Recoils of each type, as in the school's figure."""
@@ -76,7 +70,7 @@ def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
 
     @asset(
         key=RAW_IMAGE_FIGURE,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds=kinds,
         tags=TAGS,
@@ -107,7 +101,7 @@ def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
 
     @asset(
         key=HISTOGRAM_FIGURE,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds=kinds,
         tags=TAGS,
@@ -130,7 +124,7 @@ def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
 
     @asset(
         key=RECOILS_FIGURE,
-        group_name=GROUP,
+        group_name=TRAINING_GROUP,
         owners=owners,
         kinds=kinds,
         tags=TAGS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dagster import AssetSelection, define_asset_job
 
-from cygno_assets.assets.live import PREPROCESSED_TENSOR, RAW_IMAGE
+from cygno_assets.names import PREPROCESSED_TENSOR, RAW_IMAGE
 
 live_event_job = define_asset_job(
     "live_event",

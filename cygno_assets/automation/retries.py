@@ -22,11 +22,9 @@ from dagster import (
     sensor,
 )
 
-from cygno_assets.assets.live import ATTEMPT_TAG, LIVE_TAG
 from cygno_assets.automation.jobs import live_event_job
-from cygno_assets.automation.sensors import SEQUENCE_TAG
+from cygno_assets.names import ATTEMPT_TAG, LIVE_TAG, PARTITION_TAG, SEQUENCE_TAG
 from cygno_assets.records.history import (
-    PARTITION_TAG,
     attempt_of,
     events_of,
     materialized_events,

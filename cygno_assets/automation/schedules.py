@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from dagster import AssetSelection, DefaultScheduleStatus, ScheduleDefinition, define_asset_job
 
-from cygno_assets.assets.live import ANNOUNCEMENTS
+from cygno_assets.names import ANNOUNCEMENTS
 from cygno_assets.settings import SettingsError, environment_name
 
 if TYPE_CHECKING:

@@ -20,16 +20,15 @@ from dagster import (
     sensor,
 )
 
-from cygno_assets.assets.live import LIVE_TAG
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.daq.inbox import Inbox, StoredMessage, StreamState
+from cygno_assets.names import DAQ_EVENTS, LIVE_TAG, SEQUENCE_TAG
 from cygno_assets.partitions import daq_event_partitions
-from cygno_assets.records.history import DAQ_EVENTS, events_of, materialized_events, unfinished_runs
+from cygno_assets.records.history import events_of, materialized_events, unfinished_runs
 
 if TYPE_CHECKING:
     from cygno_assets.settings import Settings
 
-SEQUENCE_TAG = "cygno/stream_sequence"
 _FIRST = {"dagster/priority": "10"}
 """Live events are dequeued before backfills, which have priority 0."""
 

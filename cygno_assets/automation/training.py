@@ -23,12 +23,7 @@ from dagster import (
     sensor,
 )
 
-from cygno_assets.assets.training import (
-    GROUP,
-    TRAINING_ARCHIVE,
-    TRAINING_CELLS,
-    UNLABELLED_PATHS,
-)
+from cygno_assets.names import TRAINING_ARCHIVE, TRAINING_CELLS, TRAINING_GROUP, UNLABELLED_PATHS
 from cygno_assets.records.history import unfinished_runs
 from cygno_assets.settings import SettingsError, environment_name
 
@@ -152,7 +147,7 @@ def build_automation_sensor() -> AutomationConditionSensorDefinition:
     """Evaluates the conditions; several cells requested at once become a backfill."""
     return AutomationConditionSensorDefinition(
         AUTOMATION_SENSOR,
-        target=AssetSelection.groups(GROUP),
+        target=AssetSelection.groups(TRAINING_GROUP),
         default_status=DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=_EVALUATE_EVERY_S,
         emit_backfills=True,

@@ -13,8 +13,8 @@ from dagster import (
     multi_asset_check,
 )
 
-from cygno_assets.assets.live import ANNOUNCEMENTS
 from cygno_assets.daq.inbox import Inbox
+from cygno_assets.names import ANNOUNCEMENTS
 from cygno_assets.records.reconciliation import reconcile
 from cygno_assets.storage.locations import data_root
 

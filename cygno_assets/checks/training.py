@@ -10,15 +10,14 @@ from dagster import (
     asset_check,
 )
 
-from cygno_assets.assets.training import (
+from cygno_assets.assets.training import archive_limits, open_archive
+from cygno_assets.names import (
     DATASET_PIXEL_HISTOGRAM,
     GROUND_TRUTH_TABLE,
     TRAINING_ARCHIVE,
+    TRAINING_AUDIT,
     UNLABELLED_PATHS,
-    archive_limits,
-    open_archive,
 )
-from cygno_assets.assets.training_dataset import TRAINING_AUDIT
 from cygno_assets.training.audit import ALARMS, Alarm
 from cygno_assets.training.survey import other_cells
 

@@ -43,6 +43,37 @@ class Track:
     saturated_px: int
 
 
+@dataclass(frozen=True)
+class Spot:
+    """The brightest square of BLOCK_PX × BLOCK_PX pixels.
+
+    Attributes:
+        row: of its first pixel.
+        column: of its first pixel.
+        adu: mean of its pixels, in ADU.
+    """
+
+    row: int
+    column: int
+    adu: float
+
+
+def brightest_spot(pixels: NDArray[np.uint8]) -> Spot | None:
+    """The brightest square, counted from the image's corner; the first, if there are several.
+
+    Args:
+        pixels: (rows, columns), in ADU.
+
+    Returns:
+        None if the image is smaller than a square.
+    """
+    means = _means(pixels)
+    if means.size == 0:
+        return None
+    row, column = divmod(int(means.argmax()), means.shape[1])
+    return Spot(row * BLOCK_PX, column * BLOCK_PX, float(means[row, column]))
+
+
 def find_track(pixels: NDArray[np.uint8], half_width: int) -> Track:
     """Finds the squares that stand out from an image's noise.
 

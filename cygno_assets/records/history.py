@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 
 from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, RunsFilter
 
-from cygno_assets.assets.live import (
+from cygno_assets.names import (
     ATTEMPT_TAG,
     FINAL_TAG,
     LIVE_TAG,
     MAX_ATTEMPTS,
+    PARTITION_TAG,
     PREPROCESSED_TENSOR,
+    TRAINING_ARCHIVE,
+    TRAINING_ASSETS,
+    TRAINING_CELLS,
 )
-from cygno_assets.assets.training import TRAINING_ARCHIVE, TRAINING_ASSETS, TRAINING_CELLS
-from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
-from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.partitions import training_cells
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
     from dagster import DagsterInstance, DagsterRun
 
-PARTITION_TAG = "dagster/partition"
-DAQ_EVENTS = "daq_events"
-"""The sensor that reads the inbox; its cursor says how far."""
 _UNFINISHED = [
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.NOT_STARTED,
@@ -36,7 +34,6 @@ _UNFINISHED = [
     DagsterRunStatus.CANCELING,
 ]
 _PAGE = 1000
-_TRAINING = (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
 
 
 def materialized_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, float]:
@@ -144,7 +141,7 @@ def training_state(
     cells = set(training_cells.get_partition_keys(dynamic_partitions_store=instance))
     missing = [
         key.to_user_string()
-        for key in _TRAINING
+        for key in TRAINING_ASSETS
         if key not in TRAINING_CELLS and instance.get_latest_materialization_event(key) is None
     ]
     archive = instance.get_latest_materialization_event(TRAINING_ARCHIVE)
@@ -170,7 +167,7 @@ def failed_training_runs(instance: DagsterInstance, since: datetime) -> list[str
     return [
         _reason(instance, run)
         for run in runs
-        if not retried_by_dagster(run) and set(_TRAINING) & set(run.asset_selection or ())
+        if not retried_by_dagster(run) and set(TRAINING_ASSETS) & set(run.asset_selection or ())
     ]
 
 

@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from dagster import DagsterRunStatus, RunsFilter
 
-from cygno_assets.assets.live import FINAL_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
-from cygno_assets.records.history import (
-    DAQ_EVENTS,
-    PARTITION_TAG,
-    events_of,
-    may_pass,
-    retried_by_dagster,
-    unfinished_runs,
-)
+from cygno_assets.names import DAQ_EVENTS, FINAL_TAG, PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
+from cygno_assets.records.history import events_of, may_pass, retried_by_dagster, unfinished_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -43,8 +43,8 @@ def run_training_backfill(settings: Settings, say: Callable[[str], None], *, wai
         ServiceError: no system runs there, or there are no cells yet.
     """
     # For its keys alone; an import at the top would make every command load Dagster.
-    from cygno_assets.assets.training import TRAINING_CELLS
     from cygno_assets.automation.training import ARCHIVE_SENSOR
+    from cygno_assets.names import TRAINING_CELLS
 
     ui = WebUI(_address(settings))
     keys = [{"path": list(key.path)} for key in TRAINING_CELLS]
@@ -75,7 +75,7 @@ def run_events_backfill(
     Raises:
         ServiceError: no system runs there.
     """
-    from cygno_assets.assets.live import PREPROCESSED_TENSOR, RAW_IMAGE
+    from cygno_assets.names import PREPROCESSED_TENSOR, RAW_IMAGE
 
     keys = [{"path": list(key.path)} for key in (RAW_IMAGE, PREPROCESSED_TENSOR)]
     ui = WebUI(_address(settings))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult
 
-from cygno_assets.assets.live import LIVE_TAG
 from cygno_assets.build import build_defs
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
+from cygno_assets.names import LIVE_TAG
 from cygno_assets.settings import Settings, load_settings
 from cygno_assets_tests.wire import fill_inbox, message, name_of
 

@@ -14,9 +14,9 @@ import pytest
 from dagster import DagsterInstance
 from PIL import Image
 
-from cygno_assets.assets.live import FINAL_TAG
 from cygno_assets.build import build_defs
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
+from cygno_assets.names import FINAL_TAG
 from cygno_assets.physics.histogram import counts_from_text
 from cygno_assets.physics.images import decode_image, preprocess
 from cygno_assets.physics.spec import PreprocessSpec
@@ -65,6 +65,15 @@ def test_a_real_image_goes_from_its_announcement_to_its_tensor(
     assert raw["mean_adu"] == pytest.approx(pixels.mean(), abs=0.001)
     assert raw["sd_adu"] == pytest.approx(pixels.std(), abs=0.001)
     assert (raw["min_adu"], raw["max_adu"]) == (pixels.min(), pixels.max())
+    means = pixels.mean(axis=0)
+    assert raw["column_sd_adu"] == pytest.approx(means.std(), abs=0.001)
+    assert raw["hottest_column"] == means.argmax()
+    assert raw["hottest_column_excess_adu"] == pytest.approx(
+        means.max() - np.median(means), abs=0.001
+    )
+    row, column = raw["brightest_row"], raw["brightest_column"]
+    square = pixels[row : row + 8, column : column + 8]
+    assert raw["brightest_adu"] == pytest.approx(square.mean(), abs=0.001)
     np.testing.assert_array_equal(
         counts_from_text(raw["pixel_counts"]), np.bincount(pixels.ravel(), minlength=256)
     )

@@ -11,10 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cygno_assets.assets.training import TRAINING_ASSETS
-from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
-from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
+from cygno_assets.names import TRAINING_ASSETS, TRAINING_FIGURES
 from cygno_assets.records.history import failed_training_runs, training_state
 from cygno_assets.training import decode, fetch, survey
 from cygno_assets.training.archive import Archive
@@ -30,7 +28,7 @@ from cygno_assets_tests.assets.training_side import (
 from cygno_assets_tests.training.archives import ROOT, cell, png, simulated_png, write_archive
 from cygno_assets_tests.wire import REAL_IMAGES
 
-ALL = (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
+ALL = TRAINING_ASSETS
 BEFORE = datetime(2026, 1, 1, tzinfo=UTC)
 SET = {**cell("NR/6_keV", 1, 3, 5), **cell("ER/6_keV", 2), **cell("ER/0.5_keV", 4)}
 

@@ -18,11 +18,10 @@ from dagster import (
 )
 from dagster._core.test_utils import create_run_for_test
 
-from cygno_assets.assets.live import ATTEMPT_TAG, FINAL_TAG, LIVE_TAG, MAX_ATTEMPTS
 from cygno_assets.automation import retries
 from cygno_assets.automation.retries import Cursor, build_failed_events_sensor
-from cygno_assets.automation.sensors import SEQUENCE_TAG
 from cygno_assets.build import build_defs
+from cygno_assets.names import ATTEMPT_TAG, FINAL_TAG, LIVE_TAG, MAX_ATTEMPTS, SEQUENCE_TAG
 from cygno_assets.records.history import failed_events, may_pass
 from cygno_assets.settings import load_settings
 

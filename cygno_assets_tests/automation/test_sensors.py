@@ -16,11 +16,11 @@ from dagster import (
 )
 from dagster._core.test_utils import create_run_for_test
 
-from cygno_assets.assets.live import LIVE_TAG
-from cygno_assets.automation.sensors import SEQUENCE_TAG, Cursor, build_daq_events_sensor
+from cygno_assets.automation.sensors import Cursor, build_daq_events_sensor
 from cygno_assets.build import build_defs
 from cygno_assets.daq import inbox
 from cygno_assets.daq.inbox import Inbox, InboxUnavailableError, StreamState
+from cygno_assets.names import LIVE_TAG, SEQUENCE_TAG
 from cygno_assets.settings import load_settings
 from cygno_assets_tests.wire import fill_inbox, message, with_jetstream
 

@@ -25,12 +25,16 @@ from dagster import (
 )
 from dagster._core.test_utils import create_run_for_test
 
-from cygno_assets.assets.training import TRAINING_ARCHIVE, TRAINING_ASSETS, TRAINING_CELLS
-from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
-from cygno_assets.assets.training_figures import TRAINING_FIGURES
 from cygno_assets.automation import training as automation
 from cygno_assets.automation.training import ARCHIVE_TAG, build_archive_sensor
 from cygno_assets.build import build_defs
+from cygno_assets.names import (
+    TRAINING_ARCHIVE,
+    TRAINING_ASSETS,
+    TRAINING_CELLS,
+    TRAINING_DATASET_ASSETS,
+    TRAINING_FIGURES,
+)
 from cygno_assets.partitions import training_cells, training_energies
 from cygno_assets.settings import SettingsError, load_settings
 from cygno_assets_tests.training.archives import cell, write_archive
@@ -80,7 +84,7 @@ class Daemon:
         self.cursor = result.cursor
         return {
             key.to_user_string(): {str(k) for k in result.get_requested_partitions(key)}
-            for key in (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
+            for key in TRAINING_ASSETS
             if result.get_num_requested(key)
         }
 

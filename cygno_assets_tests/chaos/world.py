@@ -21,10 +21,10 @@ import numpy as np
 import psutil
 from dagster import AssetRecordsFilter, DagsterInstance, DagsterRunStatus, RunsFilter
 
-from cygno_assets.assets.live import FINAL_TAG, PREPROCESSED_TENSOR
 from cygno_assets.daq.download import content_md5
 from cygno_assets.daq.simulator.bucket import Bucket
-from cygno_assets.records.history import PARTITION_TAG, unfinished_runs
+from cygno_assets.names import FINAL_TAG, PARTITION_TAG, PREPROCESSED_TENSOR
+from cygno_assets.records.history import unfinished_runs
 from cygno_assets.services.guardian import pause
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import Service, free_port

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cygno_assets.daq.simulator.camera import simulate_image
 from cygno_assets.physics.images import ImageError
-from cygno_assets.physics.tracks import Track, find_track
+from cygno_assets.physics.tracks import Spot, Track, brightest_spot, find_track
 from cygno_assets_tests.wire import REAL_IMAGES
 
 HALF = 64
@@ -97,3 +97,18 @@ def test_any_size_will_do_that_holds_the_crop(rows: int, columns: int, half: int
             find_track(pixels, half)
     else:
         assert find_track(pixels, half) == Track(0, 0, 0, 0)
+
+
+@given(
+    st.integers(0, 9), st.integers(0, 13), st.integers(1, 7), st.integers(0, 7), st.integers(0, 7)
+)
+def test_the_brightest_square_is_where_the_light_is(
+    row: int, column: int, above: int, more_rows: int, more_columns: int
+) -> None:
+    pixels = np.full((80 + more_rows, 112 + more_columns), 100, np.uint8)
+    pixels[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += above
+    assert brightest_spot(pixels) == Spot(8 * row, 8 * column, 100.0 + above)
+
+
+def test_an_image_smaller_than_a_square_has_none() -> None:
+    assert brightest_spot(np.zeros((7, 100), np.uint8)) is None

@@ -29,11 +29,17 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from cygno_assets.assets.live import ANNOUNCEMENTS, ATTEMPT_TAG, FINAL_TAG, LIVE_TAG, MAX_ATTEMPTS
 from cygno_assets.build import build_defs
 from cygno_assets.daq import inbox
 from cygno_assets.daq.inbox import Inbox
-from cygno_assets.records.history import DAQ_EVENTS
+from cygno_assets.names import (
+    ANNOUNCEMENTS,
+    ATTEMPT_TAG,
+    DAQ_EVENTS,
+    FINAL_TAG,
+    LIVE_TAG,
+    MAX_ATTEMPTS,
+)
 from cygno_assets.records.reconciliation import Reconciliation, reconcile
 from cygno_assets.settings import load_settings
 from cygno_assets.storage.locations import data_root, write_whole

@@ -8,9 +8,7 @@ import pytest
 from dagster import AssetKey, AssetMaterialization, DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
-from cygno_assets.assets.training import TRAINING_ASSETS, TRAINING_CELLS
-from cygno_assets.assets.training_dataset import TRAINING_DATASET_ASSETS
-from cygno_assets.assets.training_figures import TRAINING_FIGURES
+from cygno_assets.names import TRAINING_ASSETS, TRAINING_CELLS
 from cygno_assets.services import progress as progress_module
 from cygno_assets.services.progress import Progress, TrainingProgress
 
@@ -88,7 +86,7 @@ def test_the_training_set_is_complete_when_each_of_its_assets_is(
     training.update(instance)
     assert training.line() == "training –"
     instance.add_dynamic_partitions("training_energy", ["6keV"])
-    everything = (*TRAINING_ASSETS, *TRAINING_FIGURES, *TRAINING_DATASET_ASSETS)
+    everything = TRAINING_ASSETS
     made(instance, *(key for key in everything if key not in TRAINING_CELLS))
     made(instance, *TRAINING_CELLS, partition="6keV|NR")
     made(instance, *TRAINING_CELLS[:-1], partition="6keV|ER")

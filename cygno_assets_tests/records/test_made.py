@@ -1,0 +1,51 @@
+"""Reading what was made, in order, on Dagster's own event log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from dagster import AssetMaterialization, DagsterInstance, MetadataValue
+
+from cygno_assets.names import RAW_IMAGE
+from cygno_assets.records import made
+from cygno_assets.records.made import made_since
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as ephemeral:
+        for number in range(5):
+            ephemeral.report_runless_asset_event(
+                AssetMaterialization(
+                    RAW_IMAGE,
+                    partition=f"run-{number}",
+                    metadata={
+                        "acquired": MetadataValue.timestamp(100.0 + number),
+                        "mean_adu": 99.5,
+                        "path": MetadataValue.path("/x"),
+                    },
+                )
+            )
+        yield ephemeral
+
+
+def test_all_are_read_in_order_over_pages(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(made, "_PAGE", 2)
+    found = list(made_since(instance, RAW_IMAGE))
+    assert [one.event_id for one in found] == [f"run-{n}" for n in range(5)]
+    assert found[3].metadata == {"acquired": 103.0, "mean_adu": 99.5, "path": "/x"}
+
+
+def test_reading_on_and_from_a_time(instance: DagsterInstance) -> None:
+    first, *_, last = made_since(instance, RAW_IMAGE)
+    later = list(made_since(instance, RAW_IMAGE, storage_id=first.storage_id))
+    assert [one.event_id for one in later] == ["run-1", "run-2", "run-3", "run-4"]
+    assert list(made_since(instance, RAW_IMAGE, storage_id=last.storage_id)) == []
+    assert list(made_since(instance, RAW_IMAGE, since=last.timestamp + 1)) == []
+    assert len(list(made_since(instance, RAW_IMAGE, since=first.timestamp - 1))) == 5
