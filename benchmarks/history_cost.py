@@ -2,15 +2,20 @@
 
 The past is cloned from a real event's run (cloned_history.py). The sizes take turns, so that a
 machine that is slower for a while is so for all of them; each number is the median of the turns.
+
+With `--pruned` the catalogue has read all of the past, and Dagster's history is pruned to its newest
+1,000 events before anything is measured: what it costs to have had a past.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sqlite3
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 
 SIZES = (10**3, 10**4, 10**5)
 WARM_UP = 8
+KEPT = 1000
+"""Events that `--pruned` leaves in Dagster's history."""
 
 _PAGE = """
 query Page($asset: AssetKeyInput!) {
@@ -81,6 +88,36 @@ def _tick_s(live: Live, since: float) -> float:
     return median(t.end_timestamp - t.timestamp for t in ticks if t.end_timestamp is not None)
 
 
+def prune_home(home: Path, past: int) -> dict[str, float]:
+    """Lets the catalogue read all of it, prunes, and tells what that took and what is left."""
+    from cygno_assets.storage.event_tables import events_held
+
+    from cygno_assets.records.pruning import Keep, plan, prune
+    from cygno_assets.storage.locations import data_root
+
+    with running_live(home=home, catalog_every_s=1) as live:
+        root, began = data_root(live.stack.settings), time.monotonic()
+        while len(events_held(root)) < past + WARM_UP:
+            live.check_alive()
+            time.sleep(1)
+        catalogued = time.monotonic()
+        planned = plan(live.instance, root, Keep(since=0.0, events=KEPT))
+        prune(live.instance, root, planned, lambda line: print(line, file=sys.stderr))
+        pruned = time.monotonic()
+    with closing(sqlite3.connect(live.database)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return {
+        "catalogue_ms_per_event": 1000 * (catalogued - began) / past,
+        "prune_ms_per_event": 1000 * (pruned - catalogued) / max(len(planned.events), 1),
+        "catalogue_bytes_per_event": _size(home / "data" / "event_catalog") / past,
+        "database_mb": live.database.stat().st_size / 1e6,
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def make_home(home: Path, past: int) -> float:
     """A home in which so many events have been; returns bytes of database for each."""
     with running_live(home=home) as live:
@@ -89,14 +126,16 @@ def make_home(home: Path, past: int) -> float:
     return clone_history(live.database, past) / past
 
 
-def run(sizes: tuple[int, ...], events: int, turns: int, *, as_json: bool) -> int:
+def run(sizes: tuple[int, ...], events: int, turns: int, *, pruned: bool, as_json: bool) -> int:
     """Measures each size in turns, and prints the medians."""
     with tempfile.TemporaryDirectory(prefix="cygno-history-", ignore_cleanup_errors=True) as folder:
         homes = {past: Path(folder) / str(past) for past in sizes}
-        size = {}
+        size: dict[int, dict[str, float]] = {}
         for past, home in homes.items():
             began = time.monotonic()
-            size[past] = make_home(home, past)
+            size[past] = {"bytes_per_event": make_home(home, past)}
+            if pruned:
+                size[past] |= prune_home(home, past)
             print(f"{past} past events: made in {time.monotonic() - began:.0f} s", file=sys.stderr)
         found: dict[int, list[dict[str, float]]] = {past: [] for past in sizes}
         for turn in range(turns):
@@ -108,7 +147,7 @@ def run(sizes: tuple[int, ...], events: int, turns: int, *, as_json: bool) -> in
         {
             "past_events": past,
             **{name: median(turn[name] for turn in found[past]) for name in found[past][0]},
-            "bytes_per_event": size[past],
+            **size[past],
         }
         for past in sizes
     ]
@@ -130,10 +169,21 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=200, help="in each burst")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="past events")
+    parser.add_argument("--pruned", action="store_true", help="prune the past first")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     sizes = tuple(arguments.sizes)
-    sys.exit(guarded(lambda: run(sizes, arguments.events, arguments.turns, as_json=arguments.json)))
+    sys.exit(
+        guarded(
+            lambda: run(
+                sizes,
+                arguments.events,
+                arguments.turns,
+                pruned=arguments.pruned,
+                as_json=arguments.json,
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from cygno_assets.assets.training import build_training_assets
 from cygno_assets.assets.training_dataset import build_training_dataset
 from cygno_assets.assets.training_figures import build_training_figures
 from cygno_assets.automation.jobs import live_event_job
+from cygno_assets.automation.pruning import build_prune_job, build_prune_schedule
 from cygno_assets.automation.retries import build_failed_events_sensor
 from cygno_assets.automation.schedules import build_reconciliation_schedule
 from cygno_assets.automation.sensors import build_daq_events_sensor
@@ -52,6 +53,7 @@ def build_defs(
     """
     settings = load_settings() if settings is None else settings
     root = data_root(settings)
+    prune_job = build_prune_job(settings)
     training = [
         *build_training_assets(settings),
         *build_training_figures(settings),
@@ -60,14 +62,17 @@ def build_defs(
     return Definitions(
         assets=[*build_live_assets(settings), *automated(training, settings)],
         asset_checks=[*build_live_checks(settings), *build_training_checks(settings)],
-        jobs=[live_event_job],
+        jobs=[live_event_job, prune_job],
         sensors=[
             build_daq_events_sensor(settings),
             build_failed_events_sensor(settings),
             build_archive_sensor(settings),
             build_automation_sensor(),
         ],
-        schedules=[build_reconciliation_schedule(settings)],
+        schedules=[
+            build_reconciliation_schedule(settings),
+            build_prune_schedule(settings, prune_job),
+        ],
         resources={
             "inbox": Inbox(settings.resolve_inbox_url),
             "raw_image_io_manager": RawImageIOManager(root),

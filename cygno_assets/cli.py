@@ -193,6 +193,19 @@ def replay(events: tuple[str, ...], kind: str | None) -> None:
     sys.exit(run_replay(load_settings(), click.echo, events=events, kind=kind))
 
 
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--json", "as_json", is_flag=True, help="The counts, for programs.")
+def prune(*, dry_run: bool, as_json: bool) -> None:
+    """Take old runs and partition keys out of Dagster, of events that the catalogue holds.
+
+    The schedule `prune` does it every night; the CYGNO_HISTORY_ settings say what stays.
+    """
+    from cygno_assets.services.pruning import run_prune
+
+    run_prune(load_settings(), click.echo, dry_run=dry_run, as_json=as_json)
+
+
 @cli.group()
 def rejected() -> None:
     """Messages of the DAQ that could not be events; they are kept in the inbox."""

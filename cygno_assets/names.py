@@ -45,6 +45,8 @@ TRAINING_ASSETS = (
 
 QUALITY_GROUP = "quality"
 
+LIVE_JOB = "live_event"
+"""The job whose runs the sensors request, one for each event."""
 DAQ_EVENTS = "daq_events"
 """The sensor that reads the inbox; its cursor says how far."""
 

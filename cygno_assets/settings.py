@@ -146,6 +146,26 @@ class Settings(BaseModel):
         description="When it is checked that no event was lost, as a cron line in UTC.",
     )
 
+    history_days: float = Field(
+        30.0,
+        gt=0,
+        description="Days that Dagster keeps the runs of an event after it was made; "
+        "`event_catalog` keeps its row for ever.",
+    )
+    history_events: int = Field(
+        100_000, ge=1, description="Most events whose runs Dagster keeps; the oldest go first."
+    )
+    raw_image_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days that raw images are kept after their event was made, and longer while "
+        "Dagster has its runs; for ever if unset. Tensors are never deleted.",
+    )
+    prune_cron: str = Field(
+        "30 3 * * *",
+        description="When Dagster's history is pruned to that, as a cron line in UTC.",
+    )
+
     storage_url: str | None = Field(
         None,
         description="Where images and tensors are kept: `file:///…` or `s3://bucket/prefix`. "

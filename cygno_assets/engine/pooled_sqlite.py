@@ -21,6 +21,7 @@ import sqlalchemy as db
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.event_log.schema import (
+    AssetCheckExecutionsTable,
     AssetKeyTable,
     SqlEventLogStorageMetadata,
     SqlEventLogStorageTable,
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 _NAME = "dagster"
 _KEPT = 1000
 """Answers remembered of a kind, at the most."""
+_PAGES_BACK = 64
+"""Pages of 4 KiB given back to the disk with each run that is deleted: four times what it took."""
 _STAMP_BYTES = 1000
 """More than this is no stamp but what Dagster's own storage has left."""
 _INSERT_EVENT = SqlEventLogStorageTable.insert()
@@ -98,6 +101,8 @@ def engine_of(folder: Path) -> Engine:
 
 def _prepare(connection: Any, _: object) -> None:
     cursor = connection.cursor()
+    # Before anything is in it, or it has no effect: pages that are free can be given back.
+    cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
     cursor.execute("PRAGMA journal_mode=WAL")
     # A commit waits for the disk only when the log is folded into the database. What a crash of a
     # process leaves is whole; a power cut may take back the last moments, all of them alike.
@@ -313,6 +318,30 @@ class PooledEventLogStorage(_Pooled, ConsolidatedSqliteEventLogStorage):
                 self._store_asset_event(connection, event, event_id)
             if kind in ASSET_CHECK_EVENTS:
                 self.store_asset_check_event(event, event_id)
+
+    def delete_events(self, run_id: str) -> None:
+        """As Dagster's, in one transaction; and what its checks found, and the space on disk."""
+        with self.connect() as connection:
+            checked = connection.execute(
+                db.select(SqlEventLogStorageTable.c.id).where(
+                    SqlEventLogStorageTable.c.run_id == run_id,
+                    SqlEventLogStorageTable.c.dagster_event_type.in_(
+                        [kind.value for kind in ASSET_CHECK_EVENTS]
+                    ),
+                )
+            ).first()
+            self.delete_events_for_run(connection, run_id)
+            if checked:  # asked first, for they have no index by run
+                connection.execute(
+                    AssetCheckExecutionsTable.delete().where(
+                        AssetCheckExecutionsTable.c.run_id == run_id
+                    )
+                )
+            # Python's sqlite3 steps once through a statement without columns: one page each.
+            free = connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0
+            for _ in range(min(free, _PAGES_BACK)):
+                connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")
+        self.free_concurrency_slots_for_run(run_id)
 
     def has_table(self, table_name: str) -> bool:
         """As Dagster's, from memory."""

@@ -15,11 +15,12 @@ from dagster import DagsterRunStatus, RunsFilter
 
 from cygno_assets.names import DAQ_EVENTS, FINAL_TAG, PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
 from cygno_assets.records.history import events_of, may_pass, retried_by_dagster, unfinished_runs
+from cygno_assets.storage.locations import file_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dagster import AssetKey, DagsterInstance, DagsterRun
+    from dagster import DagsterInstance, DagsterRun
     from upath import UPath
 
     from cygno_assets.daq.inbox import Inbox
@@ -108,7 +109,9 @@ def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconcili
         key: set(instance.get_materialized_partitions(key))
         for key in (RAW_IMAGE, PREPROCESSED_TENSOR)
     }
-    images, tensors = (_stored(root, key) for key in (RAW_IMAGE, PREPROCESSED_TENSOR))
+    images, tensors = (
+        file_names(root.joinpath(*key.path)).keys() for key in (RAW_IMAGE, PREPROCESSED_TENSOR)
+    )
     busy = running | passing
     made = known[PREPROCESSED_TENSOR]
     differences: list[Difference] = []
@@ -175,12 +178,3 @@ def _failed_runs(instance: DagsterInstance, events: Sequence[str]) -> list[Dagst
         )
         runs += reversed(list(instance.get_runs(wanted)))
     return runs
-
-
-def _stored(root: UPath, key: AssetKey) -> set[str]:
-    """Events whose file is there; names that begin with a dot are of files half written."""
-    folder = root.joinpath(*key.path)
-    try:
-        return {path.stem for path in folder.iterdir() if not path.name.startswith(".")}
-    except FileNotFoundError:
-        return set()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -14,11 +12,11 @@ from zoneinfo import ZoneInfo
 from cygno_assets.daq import inbox
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
 from cygno_assets.services.backfill import run_events_backfill
+from cygno_assets.services.dagster_instance import dagster_instance
 from cygno_assets.services.process import ServiceError
-from cygno_assets.settings import CHECKOUT, environment_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from dagster import DagsterInstance
 
@@ -42,7 +40,7 @@ def run_reconcile(
         ServiceError: nothing has run there yet; with `repair`, no system runs there now.
         InboxUnavailableError: the inbox does not answer.
     """
-    with _instance(settings) as instance:
+    with dagster_instance(settings) as instance:
         found = _reconciled(instance, settings)
         if as_json:
             say(json.dumps(asdict(found) | {"counts": found.counts(), "failed": found.failures()}))
@@ -77,7 +75,7 @@ def run_replay(
         ServiceError: an event has not failed, or no system runs there.
         InboxUnavailableError: the inbox does not answer.
     """
-    with _instance(settings) as instance:
+    with dagster_instance(settings) as instance:
         failed = {
             one.event_id: one.detail
             for one in _reconciled(instance, settings).differences
@@ -219,15 +217,3 @@ def _show(found: Reconciliation, say: Callable[[str], None]) -> None:
         say(f"… and {len(found.differences) - _SHOWN} more (--json lists all)")
     counts = ", ".join(f"{count} {what}" for what, count in found.counts().items() if count)
     say(counts or "everything agrees")
-
-
-@contextmanager
-def _instance(settings: Settings) -> Iterator[DagsterInstance]:
-    from dagster import DagsterInstance
-
-    if not settings.dagster_state.is_dir():
-        raise ServiceError(f"nothing has run in {settings.home} yet")
-    os.environ["DAGSTER_HOME"] = str(CHECKOUT)
-    os.environ[environment_name("home")] = str(settings.home)
-    with DagsterInstance.get() as instance:
-        yield instance

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from upath import UPath
 
     from cygno_assets.settings import Settings
+
+
+_HALF_WRITTEN = ".partial"
 
 
 def data_root(settings: Settings) -> UPath:
@@ -58,6 +62,35 @@ def local_path(path: UPath) -> Path | None:
     return Path(path.path) if path.protocol in {"", "file", "local"} else None
 
 
+def file_names(folder: UPath) -> dict[str, str]:
+    """The whole files of a folder: names by what stands before the suffix; of no folder, none."""
+    try:
+        # Those that begin with a dot are half written.
+        return {path.stem: path.name for path in folder.iterdir() if path.name[0] != "."}
+    except FileNotFoundError:
+        return {}
+
+
+def sweep_half_written(root: UPath, older_than_s: float) -> int:
+    """Deletes what a writer that was killed has left; returns how many files.
+
+    Args:
+        root: of all files.
+        older_than_s: younger ones may still be written.
+    """
+    folder = local_path(root)
+    if folder is None:
+        return 0  # on S3 nothing is there before it is whole
+    before = time.time() - older_than_s
+    swept = 0
+    for path in folder.rglob(f".*{_HALF_WRITTEN}"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                path.unlink()
+                swept += 1
+    return swept
+
+
 def write_whole(path: UPath, data: bytes) -> None:
     """Writes a file so that whoever reads it sees all of it, or what was there before."""
     if local_path(path) is None:
@@ -80,7 +113,7 @@ def whole_file(path: UPath) -> Iterator[Path]:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     # A dot first, so that no glob for images or tensors finds it.
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".partial")
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=_HALF_WRITTEN)
     os.close(descriptor)
     temporary = Path(name)
     try:

@@ -1,0 +1,66 @@
+"""The job `prune` and its schedule: when Dagster's history is cut to what the settings keep.
+
+Here belongs when; what goes is records/pruning.py's.
+"""
+
+import time
+from typing import TYPE_CHECKING
+
+from dagster import (
+    DefaultScheduleStatus,
+    JobDefinition,
+    OpExecutionContext,
+    ScheduleDefinition,
+    job,
+    op,
+)
+
+from cygno_assets.records.pruning import keep_by, plan, prune
+from cygno_assets.settings import SettingsError, environment_name
+from cygno_assets.storage.locations import data_root
+
+if TYPE_CHECKING:
+    from cygno_assets.settings import Settings
+
+
+def build_prune_job(settings: "Settings") -> JobDefinition:
+    """The job, for these settings; `cygno-assets prune --dry-run` says what it would do."""
+
+    @op(
+        description="Takes runs and partition keys out of Dagster's database, of events only that "
+        "`event_catalog` holds; and raw images, if a setting says so."
+    )
+    def prune_history(context: OpExecutionContext) -> None:
+        root = data_root(settings)
+        planned = plan(context.instance, root, keep_by(settings, time.time()))
+        context.log.info(str(planned))
+        prune(context.instance, root, planned, context.log.info)
+        context.add_output_metadata(planned.counts())
+
+    # Live events go first.
+    @job(name="prune", tags={"dagster/priority": "-1"}, description="Bounds Dagster's history.")
+    def prune_job() -> None:
+        prune_history()
+
+    return prune_job
+
+
+def build_prune_schedule(settings: "Settings", prune_job: JobDefinition) -> ScheduleDefinition:
+    """When it runs, for these settings.
+
+    Raises:
+        SettingsError: the cron setting is no cron line.
+    """
+    try:
+        return ScheduleDefinition(
+            name="prune",
+            job=prune_job,
+            cron_schedule=settings.prune_cron,
+            default_status=DefaultScheduleStatus.RUNNING,
+            description="Bounds Dagster's history.",
+        )
+    except Exception as error:  # noqa: BLE001 – Dagster's, of several kinds
+        raise SettingsError(
+            f"{environment_name('prune_cron')}: {settings.prune_cron!r} is no cron line such as "
+            f"'30 3 * * *' ({error})"
+        ) from None

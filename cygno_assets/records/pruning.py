@@ -1,0 +1,243 @@
+"""Taking out of Dagster's history what the catalogue holds, so that it does not grow for ever.
+
+Here belongs what may go, and how; when, is automation/pruning.py's. An event stays of which the
+catalogue knows less than Dagster, and so does every run that made the newest of anything.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
+
+from cygno_assets.names import LIVE_JOB, PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
+from cygno_assets.partitions import daq_event_partitions
+from cygno_assets.storage.event_tables import days_held, read_day
+from cygno_assets.storage.locations import file_names, sweep_half_written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from dagster import DagsterInstance, DagsterRun
+    from upath import UPath
+
+    from cygno_assets.settings import Settings
+
+_EVENTS_AT_ONCE = 200
+_RUNS_AT_ONCE = 500
+_DAY_S = 86_400.0
+_SAY_EVERY_S = 5.0
+_HALF_WRITTEN_S = _DAY_S  # more than any writing takes
+_MADE = {DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.ASSET_CHECK_EVALUATION}
+_OF_EVENTS = {RAW_IMAGE, PREPROCESSED_TENSOR}
+_ENDED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What stays.
+
+    Attributes:
+        since: events made after that, and other runs that ended after it; seconds since 1970.
+        events: of the events no more than so many, the newest.
+        images_since: raw images of events made after that, and of all in Dagster's history;
+            seconds since 1970. None keeps all of them.
+    """
+
+    since: float
+    events: int
+    images_since: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes.
+
+    Attributes:
+        events: whose runs and partition keys go.
+        runs: of these events.
+        other_runs: of schedules, checks, backfills; each superseded by a newer one.
+        images: events whose raw image goes.
+        kept_back: events old enough, of which the catalogue knows less than Dagster, or that are
+            being made again.
+    """
+
+    events: Sequence[str]
+    runs: Sequence[str]
+    other_runs: Sequence[str]
+    images: Sequence[str]
+    kept_back: int
+
+    def counts(self) -> dict[str, int]:
+        """How many of each."""
+        return {
+            "events": len(self.events),
+            "runs": len(self.runs),
+            "other_runs": len(self.other_runs),
+            "raw_images": len(self.images),
+            "events_kept_back": self.kept_back,
+        }
+
+    def __str__(self) -> str:
+        """In a line."""
+        return (
+            f"{len(self.events)} events with {len(self.runs)} runs, {len(self.other_runs)} other "
+            f"runs, {len(self.images)} raw images; {self.kept_back} events kept back"
+        )
+
+
+def keep_by(settings: Settings, now: float) -> Keep:
+    """What the settings keep.
+
+    Args:
+        settings: days and numbers.
+        now: in seconds since 1970.
+    """
+    days = settings.raw_image_days
+    return Keep(
+        since=now - settings.history_days * _DAY_S,
+        events=settings.history_events,
+        images_since=None if days is None else now - days * _DAY_S,
+    )
+
+
+def plan(instance: DagsterInstance, root: UPath, keep: Keep) -> Plan:
+    """Looks what may go, and changes nothing.
+
+    Args:
+        instance: Dagster's.
+        root: of the stored files.
+        keep: what stays.
+    """
+    known = set(instance.get_dynamic_partitions(str(daq_event_partitions.name)))
+    stored = file_names(root.joinpath(*RAW_IMAGE.path)) if keep.images_since is not None else {}
+    here: list[tuple[float, str, str]] = []
+    aged: set[str] = set()
+    for ended, event, run_id in _catalogued(root):
+        if event in known:
+            here.append((ended, event, run_id))
+        if event in stored and keep.images_since is not None and ended < keep.images_since:
+            aged.add(event)
+    here.sort()
+    newest = max(len(here) - keep.events, 0)
+    old = {
+        event: run_id
+        for place, (ended, event, run_id) in enumerate(here)
+        if place < newest or ended < keep.since
+    }
+    events: list[str] = []
+    runs: list[str] = []
+    for event, of_event in _runs_of(instance, list(old)):
+        if all(run.status in _ENDED for run in of_event) and (
+            not of_event or of_event[0].run_id == old[event]
+        ):
+            events.append(event)
+            runs += [run.run_id for run in of_event]
+    return Plan(
+        events=events,
+        runs=runs,
+        other_runs=list(_superseded(instance, keep.since)),
+        images=sorted(aged - (known - set(events))),
+        kept_back=len(old) - len(events),
+    )
+
+
+def prune(
+    instance: DagsterInstance, root: UPath, planned: Plan, say: Callable[[str], None]
+) -> None:
+    """Takes it out: runs with their events, then the partition keys, then the images.
+
+    In this order, so that one that breaks off leaves a partition without runs, which the next one
+    takes out, and never a run without its partition.
+
+    Args:
+        instance: Dagster's.
+        root: of the stored files.
+        planned: by `plan`.
+        say: told how far it is, every few seconds.
+    """
+    name = str(daq_event_partitions.name)
+    folder = root.joinpath(*RAW_IMAGE.path)
+    names = file_names(folder) if planned.images else {}
+    steps: list[tuple[str, Sequence[str], Callable[[str], object]]] = [
+        ("runs", [*planned.runs, *planned.other_runs], instance.delete_run),
+        ("events", planned.events, lambda event: instance.delete_dynamic_partition(name, event)),
+        ("raw images", planned.images, lambda event: _unlink(folder, names.get(event))),
+    ]
+    said = time.monotonic()
+    for what, keys, delete in steps:
+        for number, key in enumerate(keys):
+            delete(key)
+            if time.monotonic() - said > _SAY_EVERY_S:
+                said = time.monotonic()
+                say(f"{number + 1} of {len(keys)} {what}")
+    if swept := sweep_half_written(root, _HALF_WRITTEN_S):
+        say(f"{swept} files that were left half written")
+
+
+def _catalogued(root: UPath) -> Iterator[tuple[float, str, str]]:
+    """When each event of the catalogue was made or failed, which it is, and its newest run."""
+    for day in days_held(root):
+        rows = read_day(root, day)
+        if rows is None:
+            continue
+        # NaN where it is not known: such a row is no reason to forget anything.
+        for ended, event, run_id in zip(
+            rows["ended"], rows["event_id"], rows["run_id"], strict=True
+        ):
+            if ended == ended and run_id:
+                yield ended.timestamp(), event, run_id
+
+
+def _runs_of(
+    instance: DagsterInstance, events: Sequence[str]
+) -> Iterator[tuple[str, list[DagsterRun]]]:
+    """The runs of each event, the newest first."""
+    for first in range(0, len(events), _EVENTS_AT_ONCE):
+        some = events[first : first + _EVENTS_AT_ONCE]
+        runs: dict[str, list[DagsterRun]] = {event: [] for event in some}
+        for run in instance.get_runs(RunsFilter(tags={PARTITION_TAG: some})):
+            runs[run.tags[PARTITION_TAG]].append(run)
+        yield from runs.items()
+
+
+def _superseded(instance: DagsterInstance, before: float) -> Iterator[str]:
+    """Runs of no event that ended before then, and made nothing that is the newest of its kind."""
+    cursor: str | None = None
+    ended = RunsFilter(statuses=_ENDED, updated_before=datetime.fromtimestamp(before, UTC))
+    while runs := instance.get_runs(ended, cursor=cursor, limit=_RUNS_AT_ONCE):
+        cursor = runs[-1].run_id
+        for run in runs:
+            if not _is_of_an_event(run) and not _made_the_newest(instance, run):
+                yield run.run_id
+
+
+def _is_of_an_event(run: DagsterRun) -> bool:
+    return run.job_name == LIVE_JOB or bool(_OF_EVENTS & set(run.asset_selection or ()))
+
+
+def _made_the_newest(instance: DagsterInstance, run: DagsterRun) -> bool:
+    """Whether the newest materialization, or evaluation of a check, of anything is of this run."""
+    for entry in instance.all_logs(run.run_id, of_type=_MADE):
+        event = entry.get_dagster_event()
+        if event.event_type == DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data.asset_check_key
+            latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([check])
+            newest = latest[check].run_id if check in latest else None
+        else:
+            asset = event.asset_key
+            record = asset and instance.get_latest_data_version_record(
+                asset, partition_key=event.partition
+            )
+            newest = record.run_id if record else None
+        if newest in {None, run.run_id}:
+            return True
+    return False
+
+
+def _unlink(folder: UPath, name: str | None) -> None:
+    if name is not None:
+        folder.joinpath(name).unlink(missing_ok=True)
