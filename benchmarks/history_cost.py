@@ -3,8 +3,8 @@
 The past is cloned from a real event's run (cloned_history.py). The sizes take turns, so that a
 machine that is slower for a while is so for all of them; each number is the median of the turns.
 
-With `--pruned` the catalogue has read all of the past, and Dagster's history is pruned to its newest
-1,000 events before anything is measured: what it costs to have had a past.
+With `--pruned` the catalogue has read all of the past, and Dagster's history is pruned to its
+newest 1,000 events before anything is measured: what it costs to have had a past.
 """
 
 from __future__ import annotations

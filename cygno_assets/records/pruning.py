@@ -131,9 +131,7 @@ def plan(instance: DagsterInstance, root: UPath, keep: Keep) -> Plan:
     events: list[str] = []
     runs: list[str] = []
     for event, of_event in _runs_of(instance, list(old)):
-        if all(run.status in _ENDED for run in of_event) and (
-            not of_event or of_event[0].run_id == old[event]
-        ):
+        if _is_known(of_event, old[event]):
             events.append(event)
             runs += [run.run_id for run in of_event]
     return Plan(
@@ -179,17 +177,30 @@ def prune(
 
 
 def _catalogued(root: UPath) -> Iterator[tuple[float, str, str]]:
-    """When each event of the catalogue was made or failed, which it is, and its newest run."""
+    """Of each event of the catalogue: when it was made, or acquired if it was not; and its run."""
     for day in days_held(root):
-        rows = read_day(root, day)
+        rows = read_day(root, day, ("event_id", "acquired", "materialized", "run_id"))
         if rows is None:
             continue
-        # NaN where it is not known: such a row is no reason to forget anything.
-        for ended, event, run_id in zip(
-            rows["ended"], rows["event_id"], rows["run_id"], strict=True
+        times = rows["materialized"].fillna(rows["acquired"])
+        for time_, event, run_id in zip(times, rows["event_id"], rows["run_id"], strict=True):
+            if time_ == time_ and run_id == run_id:  # neither is missing
+                yield time_.timestamp(), event, run_id
+
+
+def _is_known(runs: Sequence[DagsterRun], catalogued: str) -> bool:
+    """Whether the catalogue has what these runs of an event, the newest first, have made."""
+    if any(run.status not in _ENDED for run in runs):
+        return False
+    for run in runs:
+        if run.run_id == catalogued:
+            return True
+        selected = run.asset_selection
+        if run.status == DagsterRunStatus.SUCCESS and (
+            not selected or PREPROCESSED_TENSOR in selected
         ):
-            if ended == ended and run_id:
-                yield ended.timestamp(), event, run_id
+            return False
+    return not runs
 
 
 def _runs_of(

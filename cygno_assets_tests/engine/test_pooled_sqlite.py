@@ -14,12 +14,17 @@ import pytest
 import sqlalchemy as db
 import yaml
 from dagster import (
+    AssetCheckResult,
     AssetKey,
     AssetMaterialization,
     AssetRecordsFilter,
+    AssetSelection,
     DagsterEventType,
     DagsterInstance,
+    Definitions,
     DynamicPartitionsDefinition,
+    asset_check,
+    define_asset_job,
 )
 from dagster._core.definitions.partitions.context import partition_loading_context
 from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
@@ -268,3 +273,42 @@ def test_a_folder_must_be_named_once(home: Path, monkeypatch: pytest.MonkeyPatch
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match="give either base_dir or base_dir_from"):
         DagsterInstance.get().get_runs_count()
+
+
+def test_what_a_run_took_is_given_back_to_the_disk_when_it_is_deleted(
+    home: Path, instance: DagsterInstance
+) -> None:
+    def whole_size() -> int:
+        instance.dispose()  # folds the log into the database
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return database.stat().st_size
+
+    database = home.parent / "state" / "dagster.db"
+    create_run_for_test(instance)
+    before = whole_size()
+    runs = [create_run_for_test(instance) for _ in range(20)]
+    for run in runs:
+        for _ in range(20):
+            instance.report_engine_event("x" * 1000, run)
+    assert whole_size() > before + 300_000
+    for run in runs:
+        instance.delete_run(run.run_id)
+    assert whole_size() < before + 50_000
+    assert instance.all_logs(runs[0].run_id) == []
+
+
+@asset_check(asset="asset")
+def a_check() -> AssetCheckResult:
+    return AssetCheckResult(passed=True)
+
+
+def test_with_a_run_go_what_its_checks_have_found(instance: DagsterInstance) -> None:
+    job = Definitions(
+        asset_checks=[a_check], jobs=[define_asset_job("check", AssetSelection.all_asset_checks())]
+    ).resolve_job_def("check")
+    first, second = (job.execute_in_process(instance=instance).run_id for _ in range(2))
+    history = instance.event_log_storage.get_asset_check_execution_history
+    assert [e.run_id for e in history(a_check.check_key, limit=5)] == [second, first]
+    instance.delete_run(first)
+    assert [e.run_id for e in history(a_check.check_key, limit=5)] == [second]
