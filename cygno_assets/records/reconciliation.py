@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Literal
 
 from dagster import DagsterRunStatus, RunsFilter
 
-from cygno_assets.names import DAQ_EVENTS, FINAL_TAG, PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
-from cygno_assets.records.history import events_of, may_pass, retried_by_dagster, unfinished_runs
+from cygno_assets.names import DAQ_EVENTS, PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
+from cygno_assets.records.history import (
+    events_of,
+    failure_kind,
+    may_pass,
+    retried_by_dagster,
+    unfinished_runs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -162,7 +168,7 @@ def _failures(instance: DagsterInstance, events: Iterable[str]) -> tuple[dict[st
         if retried_by_dagster(run) or may_pass(run):
             passing.add(event)
         else:
-            failed[event] = run.tags.get(FINAL_TAG) or run.status.value.lower()
+            failed[event] = failure_kind(run)
     return failed, passing
 
 
