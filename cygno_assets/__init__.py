@@ -3,6 +3,6 @@
 Importing this package costs nothing: what is heavy is imported where it is used.
 """
 
-from cygno_assets.loading import load_training
+from cygno_assets.loading import load_events, load_training
 
-__all__ = ["load_training"]
+__all__ = ["load_events", "load_training"]

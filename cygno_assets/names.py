@@ -9,6 +9,8 @@ LIVE_GROUP = "live"
 ANNOUNCEMENTS = AssetKey("daq_announcements")
 RAW_IMAGE = AssetKey("raw_image")
 PREPROCESSED_TENSOR = AssetKey("preprocessed_tensor")
+EVENT_CATALOG = AssetKey("event_catalog")
+EVENT_TENSORS = AssetKey("event_tensors")
 
 TRAINING_GROUP = "training"
 TRAINING_ARCHIVE = AssetKey("training_archive")
@@ -50,11 +52,21 @@ LIVE_JOB = "live_event"
 DAQ_EVENTS = "daq_events"
 """The sensor that reads the inbox; its cursor says how far."""
 
+LIVE_JOB = "live_event"
+"""The job of one event."""
+CATALOG_JOB = "catalog_day"
+"""The job of one day of the event catalogue."""
+
 PARTITION_TAG = "dagster/partition"
+BACKGROUND = {"dagster/priority": "-1"}
+"""Tags of runs that yield to live events, in the queue and on the CPU."""
 LIVE_TAG = "cygno/live"
 """On runs that a sensor requested; `"true"`."""
 SEQUENCE_TAG = "cygno/stream_sequence"
 """On runs that a sensor requested; of the announcement in the inbox."""
+CATALOG_TAG = "cygno/catalog"
+"""On runs of the event catalogue that a sensor requested: the place in Dagster's event log up to
+which their day has nothing new."""
 FINAL_TAG = "cygno/failed_for_good"
 """On runs that failed on something that trying again would not mend; its kind."""
 ATTEMPT_TAG = "cygno/attempt"

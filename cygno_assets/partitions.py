@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 from dagster import (
+    DailyPartitionsDefinition,
     DynamicPartitionsDefinition,
     MultiPartitionsDefinition,
     StaticPartitionsDefinition,
@@ -13,6 +16,12 @@ from cygno_assets.physics.ground_truth import RECOIL_TYPES
 daq_event_partitions = DynamicPartitionsDefinition(name="daq_event")
 """One partition for each event of the DAQ; its key is the file name without suffix,
 `cygno-<md5>`. The sensor `daq_events` adds them."""
+
+FIRST_EVENT_DAY = date(2024, 1, 1)
+"""Before the first event of any stream this project was made for; earlier ones count to it."""
+
+event_days = DailyPartitionsDefinition(start_date=FIRST_EVENT_DAY.isoformat(), end_offset=1)
+"""One partition for each UTC day, today included; an event belongs to that of its acquisition."""
 
 training_energies = DynamicPartitionsDefinition(name="training_energy")
 """The energies of the training set, `6keV`. The asset `training_archive` adds them; none is ever

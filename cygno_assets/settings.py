@@ -166,6 +166,13 @@ class Settings(BaseModel):
         description="When Dagster's history is pruned to that, as a cron line in UTC.",
     )
 
+    catalog_every_s: int = Field(
+        300,
+        ge=5,
+        le=86_400,
+        description="Seconds between looks for events that are not in the event catalogue yet.",
+    )
+
     storage_url: str | None = Field(
         None,
         description="Where images and tensors are kept: `file:///…` or `s3://bucket/prefix`. "

@@ -29,6 +29,7 @@ def test_the_definitions_load_and_every_asset_is_described() -> None:
     Definitions.validate_loadable(definitions)
     specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
     live = {"daq_announcements", "raw_image", "preprocessed_tensor"}
+    live |= {"event_catalog", "event_tensors"}
     training = {key.to_user_string() for key in TRAINING_ASSETS}
     assert set(specs) == live | training
     for name, spec in specs.items():

@@ -18,7 +18,7 @@ from dagster import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cygno_assets.training.tables import Column
+    from cygno_assets.storage.tables import Column
 
 
 def picture(media_type: str, data: bytes, what: str, caption: str = "") -> MarkdownMetadataValue:

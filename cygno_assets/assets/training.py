@@ -51,6 +51,7 @@ from cygno_assets.physics.images import ImageError
 from cygno_assets.physics.window import KNOWN_WINDOWS, MAX_CLIPPED_SHARE, suggest_window
 from cygno_assets.settings import environment_name
 from cygno_assets.storage.io_managers import JsonIOManager, TableIOManager
+from cygno_assets.storage.tables import Column
 from cygno_assets.training import survey
 from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
 from cygno_assets.training.fetch import (
@@ -62,7 +63,6 @@ from cygno_assets.training.fetch import (
 from cygno_assets.training.tables import (
     GROUND_TRUTH_COLUMNS,
     UNLABELLED_COLUMNS,
-    Column,
     ground_truth_rows,
     joined,
     population,

@@ -33,14 +33,13 @@ from cygno_assets.physics.ground_truth import RECOIL_TYPES
 from cygno_assets.physics.images import ImageError
 from cygno_assets.physics.splits import SPLITS
 from cygno_assets.storage.io_managers import TensorTableIOManager
+from cygno_assets.storage.tables import Column, row_dicts
 from cygno_assets.training import audit, survey
 from cygno_assets.training.archive import ArchiveError
 from cygno_assets.training.tables import (
     DATASET_COLUMNS,
     OFFENDER_COLUMNS,
     TENSOR_COLUMNS,
-    Column,
-    row_dicts,
 )
 from cygno_assets.training.tensors import CODE_VERSION, make_tensors, tensors_digest
 

@@ -21,8 +21,9 @@ from cygno_assets.names import HISTOGRAM_FIGURE, RAW_IMAGE_FIGURE, RECOILS_FIGUR
 from cygno_assets.physics.ground_truth import RECOIL_TYPES
 from cygno_assets.physics.histogram import PixelHistogram
 from cygno_assets.physics.images import ImageError
+from cygno_assets.storage.tables import row_dicts
 from cygno_assets.training.archive import ArchiveError
-from cygno_assets.training.tables import pick, row_dicts
+from cygno_assets.training.tables import pick
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
     from nats.aio.client import Client
     from nats.js import JetStreamContext
@@ -236,21 +236,35 @@ class Inbox:
         Raises:
             InboxUnavailableError: nobody answers, or there is no stream yet.
         """
-        from nats.errors import NoRespondersError
-        from nats.js.errors import NotFoundError
+        return self.newest_announcements([event_id]).get(event_id)
 
-        async def ask() -> StoredMessage | None:
+    def newest_announcements(self, events: Iterable[str]) -> dict[str, StoredMessage]:
+        """The newest announcements of these events, as far as the inbox holds any (any more).
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+
+        async def ask() -> dict[str, StoredMessage]:
             async with self._jetstream() as jetstream:
-                try:
-                    message = await jetstream.get_last_msg(
-                        STREAM, f"{EVENT_SUBJECT}.{event_id}", direct=True
-                    )
-                except (NotFoundError, NoRespondersError):
-                    await _stream_state(jetstream)  # no such message, or no stream at all?
-                    return None
-            return _stored(
-                message.seq, message.subject, message.data, getattr(message, "headers", None)
-            )
+                return {
+                    event_id: found[-1]
+                    for event_id in events
+                    if (found := await _of_event(jetstream, event_id, newest=True))
+                }
+
+        return _run(ask())
+
+    def announcements(self, event_id: str) -> list[StoredMessage]:
+        """All announcements of an event that the inbox holds, the oldest first.
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+
+        async def ask() -> list[StoredMessage]:
+            async with self._jetstream() as jetstream:
+                return await _of_event(jetstream, event_id, newest=False)
 
         return _run(ask())
 
@@ -346,6 +360,32 @@ async def _stream_state(jetstream: JetStreamContext) -> StreamState:
         events=info.state.messages - rejected,
         rejected=rejected,
     )
+
+
+async def _of_event(
+    jetstream: JetStreamContext, event_id: str, *, newest: bool
+) -> list[StoredMessage]:
+    """An event's announcements in order, or the newest alone; each a direct look-up."""
+    from nats.errors import NoRespondersError
+    from nats.js.errors import NotFoundError
+
+    subject = f"{EVENT_SUBJECT}.{event_id}"
+    found: list[StoredMessage] = []
+    try:
+        while not (newest and found):
+            if newest:
+                message = await jetstream.get_last_msg(STREAM, subject, direct=True)
+            else:
+                after = found[-1].sequence if found else 0
+                message = await jetstream.get_msg(
+                    STREAM, seq=after + 1, subject=subject, direct=True, next=True
+                )
+            headers = getattr(message, "headers", None)
+            found.append(_stored(message.seq, message.subject, message.data, headers))
+    except (NotFoundError, NoRespondersError):
+        if not found:
+            await _stream_state(jetstream)  # no such message, or no stream at all?
+    return found
 
 
 async def _messages_by_subject(jetstream: JetStreamContext) -> Counter[str]:

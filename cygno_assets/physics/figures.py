@@ -99,6 +99,37 @@ def population_figure(population: Mapping[tuple[RecoilType, float], int]) -> byt
     return _as_png(figure)
 
 
+def events_figure(materialized: Sequence[float], failed: Sequence[float], title: str) -> bytes:
+    """How many events there were in each hour of a day.
+
+    Args:
+        materialized: when each event was acquired, in hours since midnight.
+        failed: the same of events that failed.
+        title: above the plot.
+
+    Returns:
+        A PNG file of 640 × 240 pixels.
+    """
+    figure = _figure(6.4, 2.4)
+    axes = figure.add_subplot()
+    axes.hist(
+        [materialized, failed],
+        bins=list(range(25)),
+        stacked=True,
+        color=["#4f9dff", "#ff6fb5"],
+        label=["materialized", "failed"],
+    )
+    axes.set_title(title, fontsize=9)
+    axes.set_xlim(0, 24)
+    axes.set_xticks(range(0, 25, 3))
+    axes.set_xlabel("acquired, hour of the day (UTC)", fontsize=9)
+    axes.set_ylabel("events per hour", fontsize=9)
+    axes.tick_params(labelsize=8)
+    if failed:
+        axes.legend(fontsize=8, frameon=False)
+    return _as_png(figure)
+
+
 def image_figure(pixels: NDArray[np.uint8], title: str) -> bytes:
     """One image as recorded: every pixel, all its values, with a scale in ADU.
 

@@ -105,6 +105,11 @@ def may_pass(run: DagsterRun) -> bool:
     )
 
 
+def failure_kind(run: DagsterRun) -> str:
+    """What a run failed on, in a word that stays the same; if it did not say, how it ended."""
+    return run.tags.get(FINAL_TAG) or run.status.value.lower()
+
+
 def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, str]:
     """Which of these events have a failed or canceled run that nothing runs again, and why.
 
@@ -119,7 +124,7 @@ def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[st
         )
     )
     return {
-        run.tags[PARTITION_TAG]: _reason(instance, run)
+        run.tags[PARTITION_TAG]: reason_of(instance, run)
         for run in reversed(runs)  # so that the newest run's reason stays
         if not retried_by_dagster(run) and not may_pass(run)
     }
@@ -165,13 +170,14 @@ def failed_training_runs(instance: DagsterInstance, since: datetime) -> list[str
         limit=_PAGE,
     )
     return [
-        _reason(instance, run)
+        reason_of(instance, run)
         for run in runs
         if not retried_by_dagster(run) and set(TRAINING_ASSETS) & set(run.asset_selection or ())
     ]
 
 
-def _reason(instance: DagsterInstance, run: DagsterRun) -> str:
+def reason_of(instance: DagsterInstance, run: DagsterRun) -> str:
+    """Why a run failed, in the words of its first failure."""
     for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_FAILURE):
         event = entry.dagster_event
         if event is None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetRecordsFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    from dagster import AssetKey, DagsterInstance
+    from dagster import AssetKey, DagsterInstance, EventLogRecord
 
 _PAGE = 1000
+_EVENTS_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -56,22 +57,44 @@ def made_since(
             limit=_PAGE,
             ascending=True,
         )
-        for record in page.records:
-            materialization = record.asset_materialization
-            if materialization is None or record.partition_key is None:
-                continue
-            yield Made(
-                event_id=record.partition_key,
-                storage_id=record.storage_id,
-                run_id=record.run_id,
-                timestamp=record.timestamp,
-                metadata={
-                    label: _plain(entry.value) for label, entry in materialization.metadata.items()
-                },
-            )
+        yield from filter(None, map(_made, page.records))
         if not page.has_more:
             return
         after = page.records[-1].storage_id
+
+
+def newest_made(
+    instance: DagsterInstance, asset: AssetKey, events: Collection[str]
+) -> dict[str, Made]:
+    """The newest materialization of each of these events, as far as any is known."""
+    newest: dict[str, Made] = {}
+    wanted = sorted(events)
+    for first in range(0, len(wanted), _EVENTS_AT_ONCE):
+        some = AssetRecordsFilter(
+            asset_key=asset, asset_partitions=wanted[first : first + _EVENTS_AT_ONCE]
+        )
+        after: str | None = None
+        while True:
+            page = instance.fetch_materializations(some, limit=_PAGE, cursor=after)
+            for made in filter(None, map(_made, page.records)):  # the newest first
+                newest.setdefault(made.event_id, made)
+            if not page.has_more:
+                break
+            after = page.cursor
+    return newest
+
+
+def _made(record: EventLogRecord) -> Made | None:
+    materialization = record.asset_materialization
+    if materialization is None or record.partition_key is None:
+        return None
+    return Made(
+        event_id=record.partition_key,
+        storage_id=record.storage_id,
+        run_id=record.run_id,
+        timestamp=record.timestamp,
+        metadata={label: _plain(entry.value) for label, entry in materialization.metadata.items()},
+    )
 
 
 def _plain(value: object) -> object:

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Literal
 
 from dagster import DagsterRunStatus, RunsFilter
 
-from cygno_assets.names import DAQ_EVENTS, FINAL_TAG, PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
-from cygno_assets.records.history import events_of, may_pass, retried_by_dagster, unfinished_runs
+from cygno_assets.names import DAQ_EVENTS, PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
+from cygno_assets.partitions import daq_event_partitions
+from cygno_assets.records.history import (
+    events_of,
+    failure_kind,
+    may_pass,
+    retried_by_dagster,
+    unfinished_runs,
+)
+from cygno_assets.storage.event_tables import FAILED, states_of
 from cygno_assets.storage.locations import file_names
 
 if TYPE_CHECKING:
@@ -66,7 +74,7 @@ class Reconciliation:
         waiting: messages in the inbox that it has not.
         rejected: messages in the inbox that could not be events.
         running: events under way, or to be made again after a failure that may pass.
-        materialized: events with a tensor, as Dagster knows.
+        materialized: events with a tensor, as Dagster knows; older ones the catalogue holds.
         differences: the rest.
     """
 
@@ -114,11 +122,20 @@ def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconcili
     )
     busy = running | passing
     made = known[PREPROCESSED_TENSOR]
+    # What was pruned of Dagster's history has no partition any more, but a row in the catalogue.
+    partitions = instance.get_dynamic_partitions(str(daq_event_partitions.name))
+    pruned = states_of(root, {*announced, *tensors} - made - busy - failed.keys() - {*partitions})
     differences: list[Difference] = []
     for event in [*announced, *sorted((made | tensors) - set(announced))]:
         if event in busy:
             continue
-        if event not in made:
+        if event in pruned:
+            status, kind = pruned[event]
+            if status == FAILED:
+                differences.append(Difference(event, "failed", kind or "failure"))
+            elif event not in tensors:
+                differences.append(_of(event, "no tensor"))
+        elif event not in made:
             if event in tensors:
                 differences.append(_of(event, "no record"))
             elif event in failed:
@@ -165,7 +182,7 @@ def _failures(instance: DagsterInstance, events: Iterable[str]) -> tuple[dict[st
         if retried_by_dagster(run) or may_pass(run):
             passing.add(event)
         else:
-            failed[event] = run.tags.get(FINAL_TAG) or run.status.value.lower()
+            failed[event] = failure_kind(run)
     return failed, passing
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetKey, InputContext, OutputContext, UPathIOManager
 
 from cygno_assets.storage.locations import read_if_there, read_whole, write_whole
+from cygno_assets.storage.tables import table_from_parquet, table_to_parquet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,7 +134,7 @@ class TableIOManager(FileIOManager):
 
     def to_bytes(self, value: pd.DataFrame) -> bytes:
         """As pandas writes it, compressed."""
-        return bytes(value.to_parquet(index=False, compression="zstd"))
+        return table_to_parquet(value)
 
     def from_bytes(self, data: bytes) -> Any:
         """As pandas reads it.
@@ -141,12 +142,7 @@ class TableIOManager(FileIOManager):
         Raises:
             ValueError: the file is damaged.
         """
-        import pandas as pd
-
-        try:
-            return pd.read_parquet(io.BytesIO(data))
-        except OSError as error:  # pyarrow's, where the file breaks off
-            raise ValueError(f"damaged table: {error}") from None
+        return table_from_parquet(data)
 
 
 class TensorTableIOManager(FileIOManager):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
     from typing import IO
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TENSOR_COLUMN = "tensor"
-_ROWS_AT_ONCE = 100
+ROWS_AT_ONCE = 100
 """Of a row group: 6.5 MB of tensors of side 128, so that neither end needs much memory."""
 # Field and schema metadata by which Hugging Face's `datasets` knows a fixed shape; to everybody
 # else the column is a list of lists.
@@ -59,14 +60,32 @@ class TensorTable:
 
 def write_tensor_table(table: TensorTable, file: Path | IO[bytes]) -> None:
     """Writes the file, some rows at a time: the tensors may be a memory map."""
+    write_tensor_tables(
+        (
+            TensorTable(table.rows.iloc[first : first + ROWS_AT_ONCE], tensors)
+            for first in range(0, max(len(table.rows), 1), ROWS_AT_ONCE)
+            for tensors in [table.tensors[first : first + ROWS_AT_ONCE]]
+        ),
+        file,
+    )
+
+
+def write_tensor_tables(tables: Iterable[TensorTable], file: Path | IO[bytes]) -> None:
+    """Writes one file of several tables, one after the other: one is in memory at a time.
+
+    Args:
+        tables: at least one, of the same columns and side, each a row group: ROWS_AT_ONCE rows are
+            a good size. The first one's dtypes and `attrs` are the file's.
+        file: to write.
+    """
     import pyarrow.parquet as pq
 
-    side = table.tensors.shape[1]
-    schema = _schema(table.rows, side)
+    parts = iter(tables)
+    first = next(parts)
+    schema = _schema(first.rows, first.tensors.shape[1])
     with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-        for first in range(0, max(len(table.rows), 1), _ROWS_AT_ONCE):
-            some = slice(first, first + _ROWS_AT_ONCE)
-            writer.write_table(_arrow(table.rows.iloc[some], table.tensors[some], schema))
+        for part in chain([first], parts):
+            writer.write_table(_arrow(part.rows, part.tensors, schema))
 
 
 def read_tensor_table(file: Path | IO[bytes]) -> TensorTable:
@@ -135,8 +154,7 @@ def _schema(rows: pd.DataFrame, side: int) -> pa.Schema:
     plain = pa.Schema.from_pandas(rows.iloc[:0], preserve_index=False)
     fields = [pa.field(field.name, _storable(field.type)) for field in plain]
     features: dict[str, Mapping[str, Any]] = {
-        field.name: {"dtype": _HF_VALUES.get(str(field.type), "string"), "_type": "Value"}
-        for field in fields
+        field.name: {"dtype": _hf_value(field.type), "_type": "Value"} for field in fields
     }
     features[TENSOR_COLUMN] = {"shape": [side, side], "dtype": "float32", "_type": "Array2D"}
     tensor = pa.field(
@@ -154,6 +172,12 @@ def _schema(rows: pd.DataFrame, side: int) -> pa.Schema:
             _ATTRS: json.dumps(rows.attrs).encode(),
         },
     )
+
+
+def _hf_value(kind: pa.DataType) -> str:
+    """What `datasets` calls it; it knows Arrow's times by Arrow's own name."""
+    name = str(kind)
+    return name if name.startswith("timestamp") else _HF_VALUES.get(name, "string")
 
 
 def _storable(kind: pa.DataType) -> pa.DataType:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from cygno_assets.physics.splits import SPLITS
-from cygno_assets.training.tables import OFFENDER_COLUMNS, population, table_of
+from cygno_assets.storage.tables import table_of
+from cygno_assets.training.tables import OFFENDER_COLUMNS, population
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -17,13 +17,14 @@ import numpy as np
 
 from cygno_assets.physics.splits import SPLITS
 from cygno_assets.storage.locations import local_path, read_whole, whole_file
+from cygno_assets.storage.tables import row_dicts, table_of
 from cygno_assets.storage.tensor_table import (
     TensorTable,
     read_rows,
     read_tensor_table,
     write_tensor_table,
 )
-from cygno_assets.training.tables import DATASET_COLUMNS, row_dicts, table_of
+from cygno_assets.training.tables import DATASET_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cygno_assets.physics.splits import SPLITS, SplitSpec, energy_folds, lot, split_of
-from cygno_assets.training.tables import population, row_dicts
+from cygno_assets.storage.tables import row_dicts
+from cygno_assets.training.tables import population
 
 if TYPE_CHECKING:
     import pandas as pd

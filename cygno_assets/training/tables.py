@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cygno_assets.storage.tables import Column, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,21 +14,6 @@ if TYPE_CHECKING:
 
     from cygno_assets.physics.ground_truth import RecoilType
     from cygno_assets.training.survey import SurveyedImage
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        name: with its unit, where it has one.
-        dtype: pandas'.
-        meaning: in words.
-    """
-
-    name: str
-    dtype: str
-    meaning: str
 
 
 _PATH = Column("path", "str", "path in the archive")
@@ -102,11 +88,6 @@ def unlabelled_rows(reasons: Mapping[str, str]) -> pd.DataFrame:
     return table_of(UNLABELLED_COLUMNS, list(reasons.items()))
 
 
-def row_dicts(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table's rows, values by column name."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The rows of all these ground truth tables, sorted by path."""
     import pandas as pd
@@ -145,11 +126,3 @@ def pick(
     chosen = table if recoil_type is None else table[table["recoil_type"] == recoil_type]
     drawn = chosen.sort_values("path").sample(min(count, len(chosen)), random_state=seed)
     return drawn.sort_values(["energy_kev", "path"], ignore_index=True)
-
-
-def table_of(columns: Sequence[Column], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
-    """A table of these rows, with the columns' dtypes; of none, a table without rows."""
-    import pandas as pd
-
-    table = pd.DataFrame(rows, columns=[column.name for column in columns])
-    return table.astype({column.name: column.dtype for column in columns})

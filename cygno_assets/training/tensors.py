@@ -13,9 +13,10 @@ import numpy as np
 
 from cygno_assets.physics.images import ImageError, clipped_shares, preprocess
 from cygno_assets.physics.tracks import find_track
+from cygno_assets.storage.tables import row_dicts, table_of
 from cygno_assets.storage.tensor_table import TensorTable
 from cygno_assets.training.decode import decode_each, raise_refused
-from cygno_assets.training.tables import TENSOR_COLUMNS, row_dicts, table_of
+from cygno_assets.training.tables import TENSOR_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cygno_assets.daq.simulator.training_set import POPULATION
+from cygno_assets.storage.tables import table_of
 from cygno_assets.training.audit import ALARMS, accuracy_by_energy, audit, offenders_table
-from cygno_assets.training.tables import DATASET_COLUMNS, OFFENDER_COLUMNS, table_of
+from cygno_assets.training.tables import DATASET_COLUMNS, OFFENDER_COLUMNS
 
 
 def rows(each: int = 60) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import pytest
 from cygno_assets.physics.splits import SPLITS, SplitSpec
 from cygno_assets.settings import load_settings
 from cygno_assets.storage.locations import data_root, read_whole
+from cygno_assets.storage.tables import table_of
 from cygno_assets.storage.tensor_table import TensorTable, read_tensor_table
 from cygno_assets.training.dataset import (
     NAME,
@@ -28,7 +29,6 @@ from cygno_assets.training.tables import (
     DATASET_COLUMNS,
     GROUND_TRUTH_COLUMNS,
     TENSOR_COLUMNS,
-    table_of,
 )
 from cygno_assets_tests.storage.conftest import s3_settings
 

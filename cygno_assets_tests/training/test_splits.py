@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from cygno_assets.daq.simulator.training_set import POPULATION
 from cygno_assets.physics.splits import SPLITS, SplitSpec
+from cygno_assets.storage.tables import table_of
 from cygno_assets.training.splits import make_manifest
-from cygno_assets.training.tables import GROUND_TRUTH_COLUMNS, table_of
+from cygno_assets.training.tables import GROUND_TRUTH_COLUMNS
 
 SPEC = SplitSpec()
 
