@@ -239,5 +239,5 @@ def test_the_command_says_what_would_go_and_takes_it_out(past: Past) -> None:
     assert json.loads(said[-1])["events"] == 1
     assert past.known() == {EVENTS[1]}
     empty = load_settings({"home": past.home / "empty"})
-    with pytest.raises(ServiceError, match="nothing has run in .*empty yet"):
+    with pytest.raises(ServiceError, match=r"nothing has run in .*empty yet"):
         run_prune(empty, said.append, dry_run=True, as_json=False)
