@@ -95,7 +95,7 @@ def prune_home(home: Path, past: int) -> dict[str, float]:
     from cygno_assets.records.pruning import Keep, plan, prune
     from cygno_assets.storage.locations import data_root
 
-    with running_live(home=home, catalog_every_s=1) as live:
+    with running_live(home=home, catalog_every_s=5) as live:
         root, began = data_root(live.stack.settings), time.monotonic()
         while len(events_held(root)) < past + WARM_UP:
             live.check_alive()
