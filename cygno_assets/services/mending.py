@@ -42,7 +42,7 @@ def run_reconcile(
         ServiceError: nothing has run there yet; with `repair`, no system runs there now.
         InboxUnavailableError: the inbox does not answer.
     """
-    with _instance(settings) as instance:
+    with dagster_instance(settings) as instance:
         found = _reconciled(instance, settings)
         if as_json:
             say(json.dumps(asdict(found) | {"counts": found.counts(), "failed": found.failures()}))
@@ -77,7 +77,7 @@ def run_replay(
         ServiceError: an event has not failed, or no system runs there.
         InboxUnavailableError: the inbox does not answer.
     """
-    with _instance(settings) as instance:
+    with dagster_instance(settings) as instance:
         failed = {
             one.event_id: one.detail
             for one in _reconciled(instance, settings).differences
@@ -222,7 +222,12 @@ def _show(found: Reconciliation, say: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _instance(settings: Settings) -> Iterator[DagsterInstance]:
+def dagster_instance(settings: Settings) -> Iterator[DagsterInstance]:
+    """Dagster's instance of this home, whether the system runs or not.
+
+    Raises:
+        ServiceError: nothing has run there yet.
+    """
     from dagster import DagsterInstance
 
     if not settings.dagster_state.is_dir():
