@@ -90,9 +90,8 @@ def _tick_s(live: Live, since: float) -> float:
 
 def prune_home(home: Path, past: int) -> dict[str, float]:
     """Lets the catalogue read all of it, prunes, and tells what that took and what is left."""
-    from cygno_assets.storage.event_tables import events_held
-
     from cygno_assets.records.pruning import Keep, plan, prune
+    from cygno_assets.storage.event_tables import events_held
     from cygno_assets.storage.locations import data_root
 
     with running_live(home=home, catalog_every_s=5) as live:

@@ -206,6 +206,25 @@ def prune(*, dry_run: bool, as_json: bool) -> None:
     run_prune(load_settings(), click.echo, dry_run=dry_run, as_json=as_json)
 
 
+@cli.command()
+@click.argument("event")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to put the picture; <event>.png in the current folder if not given.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def show(event: str, picture: Path | None, *, as_json: bool) -> None:
+    """Show one EVENT's whole story, and draw it: image, tensor, histogram.
+
+    Announcements, runs, versions, files and its row of the catalogue, as far as any of them is
+    still known. EVENT may be the beginning of a name, such as cygno-a1b2.
+    """
+    from cygno_assets.services.show import run_show
+
+    run_show(load_settings(), event, click.echo, picture=picture, as_json=as_json)
+
+
 @cli.group()
 def rejected() -> None:
     """Messages of the DAQ that could not be events; they are kept in the inbox."""

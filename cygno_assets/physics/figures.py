@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cygno_assets.physics.histogram import BINS
 from cygno_assets.physics.images import crop_corner
+from cygno_assets.physics.tracks import BLOCK_PX, brightest_spot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -46,25 +49,29 @@ def histogram_figure(histogram: PixelHistogram, spec: PreprocessSpec, title: str
     """
     figure = _figure(6.4, 3.6)
     axes = figure.add_subplot()
+    axes.set_title(title, fontsize=10)
+    _draw_histogram(axes, histogram.counts, spec)
+    return _as_png(figure)
+
+
+def _draw_histogram(axes: Axes, counts: NDArray[np.int64], spec: PreprocessSpec) -> None:
     axes.axvspan(spec.window_low, spec.window_high, color="#4f9dff", alpha=0.18, lw=0)
     for edge in (spec.window_low, spec.window_high):
         axes.axvline(edge, color="#0b3d91", ls="--", lw=1)
-    axes.set_title(title, fontsize=10)
     axes.set_xlabel(
         f"pixel value, ADU (shaded: window {spec.window_low:g}–{spec.window_high:g})", fontsize=9
     )
     axes.set_ylabel("pixels per ADU", fontsize=9)
     axes.tick_params(labelsize=8)
-    edges = np.arange(histogram.counts.size + 1) - 0.5
+    edges = np.arange(counts.size + 1) - 0.5
     axes.set_xlim(edges[0], edges[-1])
-    if histogram.pixels:
-        axes.stairs(histogram.counts, edges, color="#202020", lw=1)
+    if counts.any():
+        axes.stairs(counts, edges, color="#202020", lw=1)
         axes.set_yscale("log")
-        axes.set_ylim(0.5, 2 * histogram.counts.max())
+        axes.set_ylim(0.5, 2 * counts.max())
     else:
         axes.set_yticks([])
         axes.text(0.5, 0.5, "no images", transform=axes.transAxes, ha="center", fontsize=12)
-    return _as_png(figure)
 
 
 def population_figure(population: Mapping[tuple[RecoilType, float], int]) -> bytes:
@@ -150,6 +157,58 @@ def image_figure(pixels: NDArray[np.uint8], title: str) -> bytes:
     scale = figure.colorbar(shown, ax=axes, shrink=0.85)
     scale.set_label("ADU", fontsize=9)
     scale.ax.tick_params(labelsize=8)
+    return _as_png(figure)
+
+
+def event_figure(
+    pixels: NDArray[np.uint8],
+    tensor: NDArray[np.float32] | None,
+    spec: PreprocessSpec,
+    title: str,
+) -> bytes:
+    """One event: its image with crop and brightest spot marked, its tensor, its pixel histogram.
+
+    Args:
+        pixels: (rows, columns), in ADU.
+        tensor: (side, side), in [0, 1]; None if there is none.
+        spec: whose crop and window are marked; an image smaller than the crop has no mark.
+        title: above them.
+
+    Returns:
+        A PNG file of 1400 × 460 pixels.
+    """
+    from matplotlib.patches import Rectangle
+
+    figure = _figure(14, 4.6)
+    figure.suptitle(title, fontsize=10)
+    whole, cropped, counted = figure.subplots(1, 3)
+    shown = whole.imshow(pixels, cmap="gray", interpolation="nearest")
+    figure.colorbar(shown, ax=whole, shrink=0.85).set_label("ADU", fontsize=9)
+    if min(pixels.shape) >= spec.side:
+        top, left = crop_corner(pixels.shape, spec.half_width)
+        whole.add_patch(
+            Rectangle((left - 0.5, top - 0.5), spec.side, spec.side, fill=False, ec="#4f9dff")
+        )
+    spot = brightest_spot(pixels)
+    if spot is not None:
+        corner = (spot.column - 0.5, spot.row - 0.5)
+        whole.add_patch(Rectangle(corner, BLOCK_PX, BLOCK_PX, fill=False, ec="#ff6fb5", lw=2))
+        whole.set_title(
+            f"blue: crop; pink: brightest spot, {spot.adu:.1f} ADU at row {spot.row}, column "
+            f"{spot.column}",
+            fontsize=8,
+        )
+    whole.set_xlabel("column, pixels", fontsize=9)
+    whole.set_ylabel("row, pixels", fontsize=9)
+    if tensor is None:
+        cropped.set_axis_off()
+        cropped.text(0.5, 0.5, "no tensor", transform=cropped.transAxes, ha="center")
+    else:
+        cropped.imshow(tensor, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        cropped.set_title("tensor: black 0, white 1", fontsize=8)
+    _draw_histogram(counted, np.bincount(pixels.ravel(), minlength=BINS), spec)
+    for axes in (whole, cropped, counted):
+        axes.tick_params(labelsize=8)
     return _as_png(figure)
 
 

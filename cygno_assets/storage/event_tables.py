@@ -77,7 +77,8 @@ def merged(stored: pd.DataFrame | None, rows: Iterable[Row]) -> pd.DataFrame:
 
     Args:
         stored: the table so far; None if there is none.
-        rows: new, in any order, also several of one event.
+        rows: new, in any order, also several of one event; or there already, then they change
+            nothing.
 
     Returns:
         EVENT_COLUMNS, in order of acquisition and event.
@@ -85,7 +86,7 @@ def merged(stored: pd.DataFrame | None, rows: Iterable[Row]) -> pd.DataFrame:
     import pandas as pd
 
     new: dict[str, Row] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: int(row["log_id"])):
         event_id = row["event_id"]
         new[event_id] = _joined(new[event_id], row) if event_id in new else row
     kept = [] if stored is None else [stored]
@@ -114,7 +115,7 @@ def days_held(root: UPath) -> list[date]:
     """The days that have a file, in order."""
     try:
         names = [path.name for path in (root / FOLDER).iterdir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter of S3
         return []
     return sorted(filter(None, map(_day_of, names)))
 
@@ -264,7 +265,7 @@ def _within(day: date, since: date | None, until: date | None) -> bool:
 
 
 def _joined(one: Row, other: Row) -> Row:
-    """Two rows of one event as one; in whatever order they come."""
+    """Two rows of one event as one."""
     best, rest = sorted(
         (one, other), key=lambda row: (row["status"] == MATERIALIZED, row["log_id"]), reverse=True
     )

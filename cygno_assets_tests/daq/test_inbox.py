@@ -227,6 +227,22 @@ def test_the_newest_announcement_of_an_event(inbox_url: str) -> None:
     assert newest.received is not None
 
 
+def test_announcements_of_many_events_and_all_of_one(inbox_url: str) -> None:
+    again = message("run-1.jpg", "https://minio/again.jpg", "2024-11-27 15:00:00")
+    fill_inbox(inbox_url, [*PAYLOADS, again])
+    at = inbox_at(inbox_url)
+
+    newest = at.newest_announcements(["run-1", "run-3", "run-9"])
+
+    assert {event: found.sequence for event, found in newest.items()} == {"run-1": 4, "run-3": 3}
+    first, second = at.announcements("run-1")
+    assert (first.sequence, first.payload) == (1, PAYLOADS[0])
+    assert second == newest["run-1"]
+    assert at.announcements("run-9") == []
+    purge(inbox_url, below=2)
+    assert at.announcements("run-1") == [second]
+
+
 def test_an_event_that_was_never_announced_or_aged_out_has_none(inbox_url: str) -> None:
     fill_inbox(inbox_url, PAYLOADS)
     purge(inbox_url, below=2)
@@ -242,9 +258,10 @@ CALLS: list[Callable[[Inbox], object]] = [
     lambda at: at.state(),
     lambda at: at.read_after(0, limit=1),
     lambda at: at.newest_announcement("run-1"),
+    lambda at: at.announcements("run-1"),
     lambda at: at.announced_until(1),
 ]
-NAMES_OF_CALLS = ["state", "read_after", "newest", "announced_until"]
+NAMES_OF_CALLS = ["state", "read_after", "newest", "announcements", "announced_until"]
 all_calls = pytest.mark.parametrize("call", CALLS, ids=NAMES_OF_CALLS)
 
 

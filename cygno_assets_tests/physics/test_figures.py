@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from cygno_assets.physics.figures import (
+    event_figure,
+    events_figure,
     histogram_figure,
     image_figure,
     population_figure,
@@ -49,6 +51,30 @@ def test_each_recoil_type_has_its_colour_in_the_population() -> None:
     assert np.sum(is_pink(both)) > 2 * np.sum(is_pink(none))
     assert np.sum(is_blue(none)) > 1000
     assert pixels_of(population_figure({})).shape == (240, 640, 3)
+
+
+def test_events_are_drawn_in_the_hour_they_were_acquired_in() -> None:
+    morning = pixels_of(events_figure([1.5] * 10, [2.5] * 10, "a day"))
+    assert morning.shape == (240, 640, 3)
+    assert is_blue(morning)[:, :320].any()
+    assert is_pink(morning)[:, :320].any()
+    evening = pixels_of(events_figure([22.0], [], "a day"))
+    assert is_blue(evening)[:, 320:].any()
+    assert not is_blue(evening)[:, :320].any()
+    assert pixels_of(events_figure([], [], "no events")).shape == (240, 640, 3)
+
+
+def test_an_event_is_drawn_with_crop_and_brightest_spot() -> None:
+    pixels = np.full((576, 576), 100, np.uint8)
+    pixels[80:120, 400:440] = 200  # above and right of the crop
+    drawn = pixels_of(event_figure(pixels, np.zeros((128, 128), np.float32), SPEC, "event"))
+    assert drawn.shape == (460, 1400, 3)
+    row, column = np.argwhere(is_pink(drawn)).mean(axis=0)
+    crop_row, crop_column = np.argwhere(is_blue(drawn[:, :450])).mean(axis=0)
+    assert row < crop_row - 50
+    assert column > crop_column + 50
+    small = np.full((5, 5), 100, np.uint8)
+    assert pixels_of(event_figure(small, None, SPEC, "no tensor")).shape == (460, 1400, 3)
 
 
 def test_an_image_is_drawn_with_its_brightest_spot_brightest() -> None:
