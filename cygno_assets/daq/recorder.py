@@ -35,7 +35,7 @@ from cygno_assets.daq.source import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
@@ -56,6 +56,7 @@ _HEADER_BYTES = 65_536
 _STORE_TIMEOUT_S = 5.0
 _STATUS_TIMEOUT_S = 1.0
 _LOOK_FOR_STREAM_EVERY_S = 60.0
+_CANCEL_AGAIN_S = 0.5
 # What waits here bridges the time in which the inbox cannot be reached: an hour and more at the
 # school's highest rate. What overflows it is counted as dropped.
 _WAITING_MESSAGES = 1_000_000
@@ -170,17 +171,20 @@ class Recorder:
     async def run(self) -> None:
         """Runs until cancelled; waits for either server as long as it takes."""
         try:
-            await self._ready_inbox()
+            await until_cancelled(self._ready_inbox())
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._record_waiting())
-                while True:
-                    await self._listen()
-                    # nats-py reconnects by itself, but closes for good when a server says so.
-                    log.warning("the DAQ's server closed the connection; beginning anew")
-                    await asyncio.sleep(_RETRY_S)
+                group.create_task(until_cancelled(self._record_waiting()))
+                group.create_task(until_cancelled(self._listen_for_ever()))
         finally:
             if self._inbox is not None:
                 await self._inbox.close()
+
+    async def _listen_for_ever(self) -> None:
+        while True:
+            await self._listen()
+            # nats-py reconnects by itself, but closes for good when a server says so.
+            log.warning("the DAQ's server closed the connection; beginning anew")
+            await asyncio.sleep(_RETRY_S)
 
     async def _listen(self) -> None:
         """Hears the DAQ's server until the connection is closed for good."""
@@ -476,9 +480,26 @@ async def _is_stored(jetstream: JetStreamContext, outgoing: _Outgoing) -> bool:
     return (newest.headers or {}).get(_ID) == outgoing.headers[_ID]
 
 
+async def until_cancelled(work: Coroutine[Any, Any, Any]) -> None:
+    """Awaits some work; when cancelled, cancels it again and again until it has ended.
+
+    `asyncio.wait_for` of Python 3.11, on which nats-py is built, drops a cancellation that comes
+    in the same moment as what it waits for (https://github.com/python/cpython/issues/86296).
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task})
+        await task  # whatever it raised
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
+
+
 async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
 
 
 def _header_text(text: str) -> str:

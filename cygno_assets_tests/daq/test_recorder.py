@@ -12,7 +12,12 @@ import pytest
 
 from cygno_assets.daq import inbox
 from cygno_assets.daq.inbox import Inbox, InboxUnavailableError
-from cygno_assets.daq.recorder import MAX_REJECTED_BYTES, RecorderCounts, recorder_status
+from cygno_assets.daq.recorder import (
+    MAX_REJECTED_BYTES,
+    RecorderCounts,
+    recorder_status,
+    until_cancelled,
+)
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import free_port
 from cygno_assets_tests.daq.recording import (
@@ -45,6 +50,31 @@ def inbox_server(tmp_path: Path) -> Iterator[NatsServer]:
     server = NatsServer(tmp_path / "js", tmp_path / "js.log", name="inbox", jetstream=True)
     yield server
     server.stop()
+
+
+def test_work_that_misses_a_cancellation_is_cancelled_again() -> None:
+    """As nats-py's may on Python 3.11: a recorder that was told to end went on for ever."""
+    missed = 0
+
+    async def hard_of_hearing() -> None:
+        nonlocal missed
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if missed == 2:
+                    raise
+                missed += 1
+
+    async def work() -> None:
+        task = asyncio.create_task(until_cancelled(hard_of_hearing()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(work())
+    assert missed == 2
 
 
 # --- what is recorded
