@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING
 
 from dagster import Definitions, ExecutorDefinition, in_process_executor
 
+from cygno_assets.assets.health import build_pipeline_health
 from cygno_assets.assets.live import build_live_assets
 from cygno_assets.assets.training import build_training_assets
 from cygno_assets.assets.training_dataset import build_training_dataset
 from cygno_assets.assets.training_figures import build_training_figures
+from cygno_assets.automation.freshness import with_freshness
 from cygno_assets.automation.jobs import live_event_job
+from cygno_assets.automation.notifications import build_notifications_sensor
 from cygno_assets.automation.retries import build_failed_events_sensor
-from cygno_assets.automation.schedules import build_reconciliation_schedule
+from cygno_assets.automation.schedules import (
+    build_health_schedule,
+    build_reconciliation_schedule,
+)
 from cygno_assets.automation.sensors import build_daq_events_sensor
 from cygno_assets.automation.training import (
     automated,
@@ -57,17 +63,23 @@ def build_defs(
         *build_training_figures(settings),
         *build_training_dataset(settings),
     ]
+    assets = [
+        *build_live_assets(settings),
+        *automated(training, settings),
+        build_pipeline_health(settings),
+    ]
     return Definitions(
-        assets=[*build_live_assets(settings), *automated(training, settings)],
+        assets=with_freshness(assets, settings),
         asset_checks=[*build_live_checks(settings), *build_training_checks(settings)],
         jobs=[live_event_job],
         sensors=[
             build_daq_events_sensor(settings),
             build_failed_events_sensor(settings),
+            build_notifications_sensor(settings),
             build_archive_sensor(settings),
             build_automation_sensor(),
         ],
-        schedules=[build_reconciliation_schedule(settings)],
+        schedules=[build_reconciliation_schedule(settings), build_health_schedule()],
         resources={
             "inbox": Inbox(settings.resolve_inbox_url),
             "raw_image_io_manager": RawImageIOManager(root),

@@ -44,9 +44,17 @@ TRAINING_ASSETS = (
 """All of them."""
 
 QUALITY_GROUP = "quality"
+PIPELINE_HEALTH = AssetKey("pipeline_health")
+
+LIVE_JOB = "live_event"
+"""The job that makes one event, from its announcement to its tensor."""
 
 DAQ_EVENTS = "daq_events"
 """The sensor that reads the inbox; its cursor says how far."""
+FAILED_EVENTS = "failed_events"
+"""The sensor that makes events again whose failure may pass; its cursor says which wait for it."""
+NOTIFICATIONS = "notifications"
+"""The sensor that tells people of failures."""
 
 PARTITION_TAG = "dagster/partition"
 LIVE_TAG = "cygno/live"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dagster import AssetSelection, define_asset_job
 
-from cygno_assets.names import PREPROCESSED_TENSOR, RAW_IMAGE
+from cygno_assets.names import LIVE_JOB, PREPROCESSED_TENSOR, RAW_IMAGE
 
 live_event_job = define_asset_job(
-    "live_event",
+    LIVE_JOB,
     selection=AssetSelection.assets(RAW_IMAGE, PREPROCESSED_TENSOR),
     description="One event of the DAQ, from its announcement to its tensor.",
 )

@@ -13,6 +13,8 @@ from cygno_assets.names import (
     MAX_ATTEMPTS,
     PARTITION_TAG,
     PREPROCESSED_TENSOR,
+    RAW_IMAGE,
+    SEQUENCE_TAG,
     TRAINING_ARCHIVE,
     TRAINING_ASSETS,
     TRAINING_CELLS,
@@ -90,6 +92,18 @@ def attempt_of(run: DagsterRun) -> int:
     return int(run.tags.get(ATTEMPT_TAG, "0"))
 
 
+def sequence_of(run: DagsterRun) -> int:
+    """The stream sequence of the announcement that a run was requested for; 0 if none is known."""
+    return int(run.tags.get(SEQUENCE_TAG) or 0)
+
+
+def is_live(run: DagsterRun) -> bool:
+    """Whether a run makes an event, be it a sensor's or a person's."""
+    return LIVE_TAG in run.tags or bool(
+        {RAW_IMAGE, PREPROCESSED_TENSOR} & set(run.asset_selection or ())
+    )
+
+
 def retried_by_dagster(run: DagsterRun) -> bool:
     """Whether Dagster runs it again by itself, because its process died."""
     return run.tags.get("dagster/will_retry") == "true"
@@ -119,7 +133,7 @@ def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[st
         )
     )
     return {
-        run.tags[PARTITION_TAG]: _reason(instance, run)
+        run.tags[PARTITION_TAG]: reason_of(instance, run)
         for run in reversed(runs)  # so that the newest run's reason stays
         if not retried_by_dagster(run) and not may_pass(run)
     }
@@ -165,13 +179,14 @@ def failed_training_runs(instance: DagsterInstance, since: datetime) -> list[str
         limit=_PAGE,
     )
     return [
-        _reason(instance, run)
+        reason_of(instance, run)
         for run in runs
         if not retried_by_dagster(run) and set(TRAINING_ASSETS) & set(run.asset_selection or ())
     ]
 
 
-def _reason(instance: DagsterInstance, run: DagsterRun) -> str:
+def reason_of(instance: DagsterInstance, run: DagsterRun) -> str:
+    """Why a run failed, in the words that its page shows."""
     for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_FAILURE):
         event = entry.dagster_event
         if event is None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetRecordsFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from dagster import AssetKey, DagsterInstance
+    from dagster import AssetKey, DagsterInstance, EventLogRecord
 
 _PAGE = 1000
 
@@ -56,22 +56,43 @@ def made_since(
             limit=_PAGE,
             ascending=True,
         )
-        for record in page.records:
-            materialization = record.asset_materialization
-            if materialization is None or record.partition_key is None:
-                continue
-            yield Made(
-                event_id=record.partition_key,
-                storage_id=record.storage_id,
-                run_id=record.run_id,
-                timestamp=record.timestamp,
-                metadata={
-                    label: _plain(entry.value) for label, entry in materialization.metadata.items()
-                },
-            )
+        yield from _made(page.records)
         if not page.has_more:
             return
         after = page.records[-1].storage_id
+
+
+def made_lately(
+    instance: DagsterInstance, asset: AssetKey, *, since: float, limit: int
+) -> list[Made]:
+    """The newest materializations of an event's asset, the newest first.
+
+    Args:
+        instance: Dagster's.
+        asset: `raw_image` or `preprocessed_tensor`.
+        since: only those after this time, in seconds since 1970.
+        limit: how many at the most; up to 1000.
+    """
+    page = instance.fetch_materializations(
+        AssetRecordsFilter(asset_key=asset, after_timestamp=since), limit=limit
+    )
+    return list(_made(page.records))
+
+
+def _made(records: Iterable[EventLogRecord]) -> Iterator[Made]:
+    for record in records:
+        materialization = record.asset_materialization
+        if materialization is None or record.partition_key is None:
+            continue
+        yield Made(
+            event_id=record.partition_key,
+            storage_id=record.storage_id,
+            run_id=record.run_id,
+            timestamp=record.timestamp,
+            metadata={
+                label: _plain(entry.value) for label, entry in materialization.metadata.items()
+            },
+        )
 
 
 def _plain(value: object) -> object:

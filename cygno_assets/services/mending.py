@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from cygno_assets.daq import inbox
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
+from cygno_assets.hosts import without_queries
 from cygno_assets.services.backfill import run_events_backfill
 from cygno_assets.services.process import ServiceError
-from cygno_assets.settings import CHECKOUT, environment_name
+from cygno_assets.services.stack import opened_instance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from dagster import DagsterInstance
 
@@ -42,7 +41,7 @@ def run_reconcile(
         ServiceError: nothing has run there yet; with `repair`, no system runs there now.
         InboxUnavailableError: the inbox does not answer.
     """
-    with _instance(settings) as instance:
+    with opened_instance(settings) as instance:
         found = _reconciled(instance, settings)
         if as_json:
             say(json.dumps(asdict(found) | {"counts": found.counts(), "failed": found.failures()}))
@@ -77,7 +76,7 @@ def run_replay(
         ServiceError: an event has not failed, or no system runs there.
         InboxUnavailableError: the inbox does not answer.
     """
-    with _instance(settings) as instance:
+    with opened_instance(settings) as instance:
         failed = {
             one.event_id: one.detail
             for one in _reconciled(instance, settings).differences
@@ -123,7 +122,7 @@ def show_rejected(settings: Settings, sequence: int, say: Callable[[str], None])
     say(f"received  {message.received}")
     say(f"reason    {message.reason}")
     say(f"bytes     {len(message.payload)}")
-    say(_without_queries(message.payload))
+    say(without_queries(message.payload.decode("utf-8", "backslashreplace")))
 
 
 def replay_rejected(
@@ -184,14 +183,6 @@ def _one_rejected(settings: Settings, sequence: int) -> StoredMessage:
     return messages[0]
 
 
-def _without_queries(payload: bytes) -> str:
-    """What was sent, as text; a URL's signature opens its image for whoever reads it."""
-    import re
-
-    text = payload.decode("utf-8", "backslashreplace")
-    return re.sub(r"\?[^\s\"']*", "?…", text)
-
-
 def _reconciled(instance: DagsterInstance, settings: Settings) -> Reconciliation:
     from cygno_assets.records.reconciliation import reconcile
     from cygno_assets.storage.locations import data_root
@@ -219,15 +210,3 @@ def _show(found: Reconciliation, say: Callable[[str], None]) -> None:
         say(f"… and {len(found.differences) - _SHOWN} more (--json lists all)")
     counts = ", ".join(f"{count} {what}" for what, count in found.counts().items() if count)
     say(counts or "everything agrees")
-
-
-@contextmanager
-def _instance(settings: Settings) -> Iterator[DagsterInstance]:
-    from dagster import DagsterInstance
-
-    if not settings.dagster_state.is_dir():
-        raise ServiceError(f"nothing has run in {settings.home} yet")
-    os.environ["DAGSTER_HOME"] = str(CHECKOUT)
-    os.environ[environment_name("home")] = str(settings.home)
-    with DagsterInstance.get() as instance:
-        yield instance
