@@ -22,7 +22,6 @@ from dagster import DagsterRunStatus, RunsFilter
 
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
 from cygno_assets.daq.inbox import InboxUnavailableError
-from cygno_assets.daq.recorder import RecorderCounts, add_up, recorder_status
 from cygno_assets.names import (
     FINAL_TAG,
     LIVE_JOB,
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
 
     from cygno_assets.daq.inbox import Inbox
+    from cygno_assets.daq.recorder import RecorderCounts
     from cygno_assets.settings import Settings
 
 STAGES = (
@@ -259,6 +259,8 @@ def measure(instance: DagsterInstance, inbox: Inbox, settings: Settings) -> Heal
         inbox: of announcements; it may be away.
         settings: whose home and data are looked at.
     """
+    from cygno_assets.daq.recorder import add_up
+
     now = datetime.now(UTC)
     # In this order: what moves on meanwhile is found further on the road, never nowhere.
     heard = _listen(instance, inbox, settings, now)
@@ -318,6 +320,8 @@ def _listen(
     instance: DagsterInstance, inbox: Inbox, settings: Settings, now: datetime
 ) -> _Heard | None:
     """None if the inbox does not answer."""
+    from cygno_assets.daq.recorder import recorder_status
+
     try:
         state = inbox.state()
         # What aged out before it was read waits no more.

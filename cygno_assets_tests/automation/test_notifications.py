@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -16,9 +17,12 @@ from dagster import (
     AssetCheckEvaluation,
     AssetCheckSeverity,
     AssetKey,
+    DagsterEvent,
+    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
+    EventLogEntry,
     SensorResult,
     build_sensor_context,
 )
@@ -33,12 +37,13 @@ from cygno_assets.names import (
     ATTEMPT_TAG,
     FINAL_TAG,
     GROUND_TRUTH_TABLE,
+    LIVE_JOB,
     LIVE_TAG,
     MAX_ATTEMPTS,
     PARTITION_TAG,
 )
 from cygno_assets.services.process import free_port
-from cygno_assets.settings import Settings, load_settings
+from cygno_assets.settings import CHECKOUT, Settings, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,12 +168,32 @@ def checked(
     )
 
 
-def test_five_thousand_failures_are_one_message(webhook: Webhook, tmp_path: Any) -> None:
-    with DagsterInstance.local_temp(str(tmp_path)) as instance, webhook.up():
+def fail_at_once(instance: DagsterInstance, count: int) -> None:
+    """What the storage keeps of so many failures, without what came before them in each run."""
+    for number in range(count):
+        run = DagsterRun(
+            LIVE_JOB,
+            status=DagsterRunStatus.FAILURE,
+            tags={
+                LIVE_TAG: "true",
+                PARTITION_TAG: f"event-{number}",
+                FINAL_TAG: ("expired", "missing")[number % 2],
+            },
+        )
+        instance.add_run(run)
+        event = DagsterEvent(DagsterEventType.PIPELINE_FAILURE.value, LIVE_JOB, message="failed")
+        instance.event_log_storage.store_event(
+            EventLogEntry(None, logging.ERROR, "", run.run_id, time.time(), dagster_event=event)
+        )
+
+
+def test_five_thousand_failures_are_one_message(
+    webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(CHECKOUT))
+    with DagsterInstance.get() as instance, webhook.up():  # the storage of a running system
         sensor = Sensor(instance, notify_webhook_url=webhook.url)
-        for number in range(5000):
-            # What the storage keeps of a failure, without the other events of a run.
-            failed(instance, f"event-{number}", **{FINAL_TAG: ("expired", "missing")[number % 2]})
+        fail_at_once(instance, 5000)
         assert sensor.tick() == "told"
         [message] = webhook.messages
         assert message["failed"] == {"live event: expired": 2500, "live event: missing": 2500}
