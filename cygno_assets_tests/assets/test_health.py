@@ -65,7 +65,7 @@ def test_the_history_ends_after_a_year(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_stored_and_plotted(
     daq_bucket: BucketSettings, inbox_url: str, tmp_path: Path
 ) -> None:
-    with DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
         detector = Detector(daq_bucket, inbox_url, tmp_path / "home", instance)
         for file in REAL_IMAGES[:2]:
             assert detector.run(detector.announce(file.read_bytes())).success

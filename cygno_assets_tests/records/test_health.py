@@ -68,7 +68,7 @@ WELL = Health(
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
     # Not an ephemeral one: that has no place for cursors.
-    with DagsterInstance.local_temp(str(tmp_path / "dagster")) as real:
+    with DagsterInstance.local_temp(str(tmp_path)) as real:
         yield real
 
 
