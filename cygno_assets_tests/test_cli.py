@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DOCS = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 COMMANDS = [
-    *("demo", "up", "record", "inbox", "settings"),
+    *("demo", "up", "record", "inbox", "settings", "status"),
     *("backfill", "backfill training"),
     *("simulate", "simulate daq", "simulate training-set"),
 ]

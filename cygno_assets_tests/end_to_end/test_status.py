@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from cygno_assets.services.process import free_port
 from cygno_assets.services.status import NOTHING_RUNS, WELL, WRONG
 from cygno_assets_tests.end_to_end.running import PROGRAM, Program, WebUI, processes_of
 from cygno_assets_tests.end_to_end.test_mending import IMAGES, Daq
+from cygno_assets_tests.webhook import SECRET, Webhook
 from cygno_assets_tests.wire import name_of, wait_until
 
 if TYPE_CHECKING:
@@ -61,11 +63,13 @@ def process(home: Path, *arguments: str) -> psutil.Process:
 def test_a_system_well_and_unwell(
     tmp_path: Path, daq_bucket: BucketSettings, daq_nats_url: str
 ) -> None:
+    webhook = Webhook(free_port())
     home = tmp_path / "system"  # the fixtures' servers know the usual one
     environ = {
         "CYGNO_DAQ_NATS_URL": daq_nats_url,
         "CYGNO_DOWNLOAD_CA_FILE": str(daq_bucket.ca_file),
         "CYGNO_DOWNLOAD_HOSTS": daq_bucket.endpoint,
+        "CYGNO_NOTIFY_WEBHOOK_URL": webhook.url,
         "FRESHNESS_DAEMON_INTERVAL_SECONDS": "1",
     }
     code, said = status(home)
@@ -73,7 +77,7 @@ def test_a_system_well_and_unwell(
     assert said.count("\n") == 1
     assert said.startswith("nothing runs in ")
     daq = Daq(daq_nats_url, daq_bucket)
-    with Program(["up"], home, environ) as up:
+    with webhook.up(), Program(["up"], home, environ) as up:
         ui = WebUI(up.says(r"web UI +(\S+)"))
         events = {daq.announces(name_of(image), image) for image in IMAGES[:3]}
         wait_until("three tensors", lambda: set(ui.events()) == events)
@@ -117,6 +121,16 @@ def test_a_system_well_and_unwell(
         assert document["failed"] == {"wrong_content": 1}
         assert document["wrong"] == ["1 events failed for good in the last day"]
         assert "1 wrong_content" in status(home)[1]
+        wait_until("people are told", lambda: webhook.messages)
+        [message] = webhook.messages
+        assert message["failed"] == {"live event: wrong_content": 1}
+        assert wrong in message["text"]
+        assert f"{ui.url}/runs/{ui.newest_run(wrong)}" in message["text"]
+        assert not [
+            file
+            for file in home.rglob("*")
+            if file.is_file() and SECRET.encode() in file.read_bytes()
+        ]
 
         [server_of_daq] = [
             p.pid
