@@ -206,7 +206,7 @@ class Panel:
     Attributes:
         label: of its axis, with the unit.
         lines: values by name; NaN leaves a gap. Its name is not shown if there is but one.
-        is_log: log scale, for what spans decades.
+        is_log: log scale, for what spans decades; what is not positive is not shown then.
     """
 
     label: str
@@ -237,7 +237,7 @@ def over_time_figure(hours: Sequence[float], panels: Sequence[Panel], title: str
         axes.set_ylabel(panel.label, fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        if panel.is_log:
+        if panel.is_log and any(value > 0 for line in panel.lines.values() for value in line):
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)

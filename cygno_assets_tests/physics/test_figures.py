@@ -110,7 +110,8 @@ def test_values_over_time_leave_a_gap_where_they_are_not_known() -> None:
     hours = [-2.0, -1.0, 0.0]
     whole = [Panel("events", {"announced": [1.0, 2.0, 1.0]}), Panel("s", {"p50": [1, 2, 3]}, True)]
     gap = [Panel("events", {"announced": [1.0, math.nan, 1.0]}), whole[1]]
-    nothing = [Panel("events", {"announced": [math.nan] * 3}), Panel("s", {"p50": [math.nan] * 3})]
+    none = {"p50": [math.nan] * 3}
+    nothing = [Panel("events", none), Panel("s", none, is_log=True)]
     drawn = [pixels_of(over_time_figure(hours, panels, "t")) for panels in (whole, gap, nothing)]
     assert {picture.shape for picture in drawn} == {(330, 720, 3)}
     inked = [np.sum(is_blue(picture)) for picture in drawn]
