@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING
 from dagster import Definitions, ExecutorDefinition, in_process_executor
 
 from cygno_assets.assets.catalog import build_event_catalog
+from cygno_assets.assets.health import build_pipeline_health
 from cygno_assets.assets.live import build_live_assets
 from cygno_assets.assets.training import build_training_assets
 from cygno_assets.assets.training_dataset import build_training_dataset
 from cygno_assets.assets.training_figures import build_training_figures
 from cygno_assets.automation.catalog import build_catalog_sensor, build_event_tensors_schedule
+from cygno_assets.automation.freshness import with_freshness
 from cygno_assets.automation.jobs import catalog_day_job, event_tensors_job, live_event_job
+from cygno_assets.automation.notifications import build_notifications_sensor
 from cygno_assets.automation.pruning import build_prune_job, build_prune_schedule
 from cygno_assets.automation.retries import build_failed_events_sensor
-from cygno_assets.automation.schedules import build_reconciliation_schedule
+from cygno_assets.automation.schedules import (
+    build_health_schedule,
+    build_reconciliation_schedule,
+)
 from cygno_assets.automation.sensors import build_daq_events_sensor
 from cygno_assets.automation.training import (
     automated,
@@ -61,23 +67,27 @@ def build_defs(
         *build_training_figures(settings),
         *build_training_dataset(settings),
     ]
+    assets = [
+        *build_live_assets(settings),
+        *build_event_catalog(settings),
+        *automated(training, settings),
+        build_pipeline_health(settings),
+    ]
     return Definitions(
-        assets=[
-            *build_live_assets(settings),
-            *build_event_catalog(settings),
-            *automated(training, settings),
-        ],
+        assets=with_freshness(assets, settings),
         asset_checks=[*build_live_checks(settings), *build_training_checks(settings)],
         jobs=[live_event_job, catalog_day_job, event_tensors_job, prune_job],
         sensors=[
             build_daq_events_sensor(settings),
             build_failed_events_sensor(settings),
             build_catalog_sensor(settings),
+            build_notifications_sensor(settings),
             build_archive_sensor(settings),
             build_automation_sensor(),
         ],
         schedules=[
             build_reconciliation_schedule(settings),
+            build_health_schedule(),
             build_event_tensors_schedule(),
             build_prune_schedule(settings, prune_job),
         ],

@@ -184,6 +184,19 @@ def reconcile(*, repair: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+def status(*, as_json: bool) -> None:
+    """Whether the running system is well: servers, backlog, latency, failures, room on the disk.
+
+    The exit status is 0 if all is well, 1 if something is wrong (said in the last lines), and 2 if
+    nothing runs.
+    """
+    from cygno_assets.services.status import run_status
+
+    sys.exit(run_status(load_settings(), click.echo, as_json=as_json))
+
+
+@cli.command()
 @click.argument("events", nargs=-1)
 @click.option("--kind", help="Only those that failed on this, such as `expired`.")
 def replay(events: tuple[str, ...], kind: str | None) -> None:

@@ -134,6 +134,17 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host, as an Endpoint has it, is this machine by whatever resolver."""
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def without_queries(text: str) -> str:
+    """A text as it may be printed: a URL's signature opens its image for whoever reads it."""
+    return re.sub(r"\?[^\s\"']*", "?…", text)
+
+
 def _canonical(host: str) -> str:
     odd = ValueError(f"writes an address in an odd form: {_shown(host)}")
     host = host.lower()

@@ -46,11 +46,19 @@ TRAINING_ASSETS = (
 """All of them."""
 
 QUALITY_GROUP = "quality"
+PIPELINE_HEALTH = AssetKey("pipeline_health")
+
+LIVE_JOB = "live_event"
+"""The job that makes one event, from its announcement to its tensor."""
 
 LIVE_JOB = "live_event"
 """The job whose runs the sensors request, one for each event."""
 DAQ_EVENTS = "daq_events"
 """The sensor that reads the inbox; its cursor says how far."""
+FAILED_EVENTS = "failed_events"
+"""The sensor that makes events again whose failure may pass; its cursor says which wait for it."""
+NOTIFICATIONS = "notifications"
+"""The sensor that tells people of failures."""
 
 LIVE_JOB = "live_event"
 """The job of one event."""

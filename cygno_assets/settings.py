@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from cygno_assets.hosts import AllowedHost
+from cygno_assets.hosts import AllowedHost, Endpoint, is_loopback
 from cygno_assets.physics.spec import PreprocessSpec
 from cygno_assets.physics.splits import SplitSpec
 
@@ -173,6 +173,31 @@ class Settings(BaseModel):
         description="Seconds between looks for events that are not in the event catalogue yet.",
     )
 
+    live_fresh_s: int = Field(
+        3600,
+        ge=120,
+        description="Seconds without a new event after which the live assets are overdue in the "
+        "web UI; it warns after half of them.",
+    )
+    backlog_old_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds that the oldest event may wait before `cygno-assets status` calls it "
+        "wrong; presigned URLs live for 3600.",
+    )
+    notify_webhook_url: SecretStr | None = Field(
+        None,
+        description="Where failures are told, as Slack's and Mattermost's incoming webhooks take "
+        "them: `https://…`, or `http://` on this machine. Without it, in the log of the sensor "
+        "`notifications` alone.",
+    )
+    notify_every_s: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds between two such messages; what happens meanwhile is "
+        "summed up in the next.",
+    )
+
     storage_url: str | None = Field(
         None,
         description="Where images and tensors are kept: `file:///…` or `s3://bucket/prefix`. "
@@ -292,6 +317,19 @@ class Settings(BaseModel):
     def _publishable_subject(cls, value: str) -> str:
         if not all(value.split(".")) or any(c.isspace() or c in "*>" for c in value):
             raise ValueError(f"{value!r} is no NATS subject: no spaces, `*`, `>` or empty parts")
+        return value
+
+    @field_validator("notify_webhook_url")
+    @classmethod
+    def _nobody_listens_in(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:  # the value stays out of the text, for whoever knows it may write there
+            endpoint = Endpoint.of(value.get_secret_value())
+        except ValueError as error:
+            raise ValueError(str(error)) from None
+        if endpoint.scheme != "https" and not is_loopback(endpoint.host):
+            raise ValueError("must be https://… unless its host is this machine")
         return value
 
     @field_validator("storage_url")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DOCS = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 COMMANDS = [
-    *("demo", "up", "record", "inbox", "settings", "show"),
+    *("demo", "up", "record", "inbox", "settings", "status", "show", "prune"),
     *("backfill", "backfill training"),
     *("simulate", "simulate daq", "simulate training-set"),
 ]

@@ -31,16 +31,25 @@ def test_the_definitions_load_and_every_asset_is_described() -> None:
     live = {"daq_announcements", "raw_image", "preprocessed_tensor"}
     live |= {"event_catalog", "event_tensors"}
     training = {key.to_user_string() for key in TRAINING_ASSETS}
-    assert set(specs) == live | training
+    quality = {"pipeline_health"}
+    assert set(specs) == live | training | quality
     for name, spec in specs.items():
         assert spec.description
         assert spec.owners
         assert spec.kinds
         assert spec.tags
-        assert spec.group_name == ("live" if name in live else "training")
+        [group] = [
+            group
+            for group, names in {"live": live, "training": training, "quality": quality}.items()
+            if name in names
+        ]
+        assert spec.group_name == group
         assert spec.code_version or name == "daq_announcements"
-        # What nobody asks for would never be made: a sensor asks for the others.
-        assert (spec.automation_condition is not None) == (name not in live | {"training_archive"})
+        # What nobody asks for would never be made: sensors and a schedule ask for the others.
+        asked_for = live | quality | {"training_archive"}
+        assert (spec.automation_condition is not None) == (name not in asked_for)
+        # How old may it become? automation/freshness.py
+        assert (spec.freshness_policy is not None) == (name != "daq_announcements"), name
     assert specs["preprocessed_tensor"].code_version == load_settings().preprocess_spec.hash
     for name in ("raw_image", "preprocessed_tensor", "pixel_histogram", "suggested_window"):
         assert "ADU" in (specs[name].description or "")

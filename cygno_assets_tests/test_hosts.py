@@ -10,7 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from urllib3.util import parse_url
 
-from cygno_assets.hosts import AllowedHost, Endpoint, admitting, is_public
+from cygno_assets.hosts import (
+    AllowedHost,
+    Endpoint,
+    admitting,
+    is_loopback,
+    is_public,
+    without_queries,
+)
 
 
 @pytest.mark.parametrize(
@@ -147,3 +154,20 @@ def test_a_name_that_is_listed_comes_before_a_pattern() -> None:
 )
 def test_addresses_of_the_internet_at_large(address: str, public: bool) -> None:
     assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *(("localhost", True), ("127.0.0.1", True), ("127.8.9.10", True), ("::1", True)),
+        *(("10.0.0.1", False), ("localhost.example.org", False), ("2001:db8::1", False)),
+    ],
+)
+def test_which_host_is_this_machine(host: str, *, loopback: bool) -> None:
+    assert is_loopback(host) == loopback
+
+
+@given(st.text(), st.from_regex(r"[A-Za-z0-9=&%-]+", fullmatch=True))
+def test_what_is_after_a_question_mark_is_never_printed(text: str, query: str) -> None:
+    assert "?…" in without_queries(f"{text} https://minio/x.jpg?{query}")
+    assert f"?{query}" not in without_queries(f"{text} https://minio/x.jpg?{query} {text}")

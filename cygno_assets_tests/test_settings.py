@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from cygno_assets.physics.spec import PreprocessSpec
 from cygno_assets.settings import (
@@ -63,6 +64,10 @@ def test_the_defaults_are_valid() -> None:
         ("TRAINING_ARCHIVE", "/data/my set.zip", "/data/my set.zip"),
         ("TRAINING_ARCHIVE", "~/set.zip", str(Path("~/set.zip").expanduser())),
         ("TRAINING_ARCHIVE_SHA256", 32 * "aF", 32 * "aF"),
+        ("NOTIFY_WEBHOOK_URL", "https://h.org/x", SecretStr("https://h.org/x")),
+        ("NOTIFY_WEBHOOK_URL", "http://127.0.0.1:80/x", SecretStr("http://127.0.0.1:80/x")),
+        ("NOTIFY_WEBHOOK_URL", "http://localhost/x", SecretStr("http://localhost/x")),
+        ("NOTIFY_WEBHOOK_URL", "http://[::1]:80/x", SecretStr("http://[::1]:80/x")),
         ("WINDOW_LOW", "-1.5", -1.5),
         ("OWNERS", "anna@example.org, team:cygno,", ("anna@example.org", "team:cygno")),
         ("HOME", "~/cygno", Path("~/cygno").expanduser()),
@@ -139,6 +144,12 @@ def test_a_setting_is_read(variable: str, value: str, read: object) -> None:
         ("WINDOW_HIGH", "inf", "finite"),
         ("WINDOW_LOW", "-inf", "finite"),
         ("WEBSERVER_PORT", "http", "valid integer"),
+        ("LIVE_FRESH_S", "60", "greater than or equal to 120"),
+        ("BACKLOG_OLD_S", "0", "greater than 0"),
+        ("NOTIFY_EVERY_S", "-1", "greater than or equal to 0"),
+        ("NOTIFY_WEBHOOK_URL", "hooks.slack.com/x", "is neither https nor http"),
+        ("NOTIFY_WEBHOOK_URL", "http://hooks.slack.com/x", "must be https://… unless its host is"),
+        ("NOTIFY_WEBHOOK_URL", "https://anna:pw@h.org/x", "holds a user name or password"),
         ("OWNERS", "anna", "'anna' is neither an e-mail address nor `team:name`"),
         ("OWNERS", "team:", "'team:' is neither"),
         ("OWNERS", "team:cygno,team:a@b", "'team:a@b' is neither"),
@@ -271,6 +282,7 @@ SECRETS = {
     "INBOX_URL": "nats://hunter2@inbox:4222",
     "STORAGE_S3_ACCESS_KEY_ID": "AKIA",
     "STORAGE_S3_SECRET_ACCESS_KEY": "hunter2",
+    "NOTIFY_WEBHOOK_URL": "https://hooks.example.org/services/hunter2",
     "TRAINING_ARCHIVE": "https://host/set.zip?X-Amz-Signature=hunter2",
 }
 
@@ -292,6 +304,9 @@ def test_no_secret_is_shown() -> None:
         {"DAQ_NATS_URL": "nats://anna:hunter2@daq:port"},
         {"INBOX_URL": "hunter2@inbox"},
         {"TRAINING_ARCHIVE": "ftp://anna:hunter2@host/set.zip"},
+        {"NOTIFY_WEBHOOK_URL": "http://hooks.example.org/services/hunter2"},
+        {"NOTIFY_WEBHOOK_URL": "https://anna:hunter2@hooks.example.org"},
+        {"NOTIFY_WEBHOOK_URL": "https://hooks.example.org:port/hunter2"},
         {"DOWNLOAD_HOSTS": "https://anna:hunter2@minio"},
         {"STORAGE_S3_ACCESS_KEY_ID": ""},
         {"INBOX_PORT": "x"},

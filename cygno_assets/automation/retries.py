@@ -23,7 +23,7 @@ from dagster import (
 )
 
 from cygno_assets.automation.jobs import live_event_job
-from cygno_assets.names import ATTEMPT_TAG, LIVE_TAG, PARTITION_TAG, SEQUENCE_TAG
+from cygno_assets.names import ATTEMPT_TAG, FAILED_EVENTS, LIVE_TAG, PARTITION_TAG, SEQUENCE_TAG
 from cygno_assets.records.history import (
     attempt_of,
     events_of,
@@ -31,6 +31,7 @@ from cygno_assets.records.history import (
     may_pass,
     retried_by_dagster,
     runs_by_id,
+    sequence_of,
     unfinished_runs,
 )
 from cygno_assets.settings import Settings
@@ -48,10 +49,12 @@ class Waiting:
     Attributes:
         run_id: of the run that failed.
         due: seconds since 1970 before which it is not.
+        sequence: of its announcement in the inbox; 0 if that is not known.
     """
 
     run_id: str
     due: float
+    sequence: int = 0
 
 
 @dataclass
@@ -110,14 +113,14 @@ class Cursor:
             if run is not None and may_pass(run):
                 pause = min(_FIRST_PAUSE_S * 2 ** attempt_of(run), _LONGEST_PAUSE_S)
                 due = failure.timestamp + pause
-                self.waiting[run.tags[PARTITION_TAG]] = Waiting(run.run_id, due)
+                self.waiting[run.tags[PARTITION_TAG]] = Waiting(run.run_id, due, sequence_of(run))
 
 
 def build_failed_events_sensor(settings: Settings) -> SensorDefinition:
     """The sensor, for these settings."""
 
     @sensor(
-        name="failed_events",
+        name=FAILED_EVENTS,
         job=live_event_job,
         minimum_interval_seconds=_EVERY_S,
         default_status=DefaultSensorStatus.RUNNING,

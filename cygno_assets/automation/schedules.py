@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from dagster import AssetSelection, DefaultScheduleStatus, ScheduleDefinition, define_asset_job
 
-from cygno_assets.names import ANNOUNCEMENTS
+from cygno_assets.names import ANNOUNCEMENTS, PIPELINE_HEALTH
 from cygno_assets.settings import SettingsError, environment_name
 
 if TYPE_CHECKING:
@@ -35,3 +35,20 @@ def build_reconciliation_schedule(settings: "Settings") -> ScheduleDefinition:
             f"{environment_name('reconciliation_cron')}: {settings.reconciliation_cron!r} is no "
             f"cron line such as '*/15 * * * *' ({error})"
         ) from None
+
+
+def build_health_schedule() -> ScheduleDefinition:
+    """The schedule of `pipeline_health`, which has a row for each hour."""
+    return ScheduleDefinition(
+        name="hourly_health",
+        job=define_asset_job(
+            "pipeline_health_job",
+            selection=AssetSelection.assets(PIPELINE_HEALTH),
+            description="Measures how well the live pipeline is.",
+            # Drawing takes a second: by a process that no event waits for.
+            tags={"dagster/priority": "-1"},
+        ),
+        cron_schedule="0 * * * *",
+        default_status=DefaultScheduleStatus.RUNNING,
+        description="Measures how well the live pipeline is, at each full hour.",
+    )

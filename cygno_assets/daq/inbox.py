@@ -317,6 +317,20 @@ class Inbox:
 
         return _run(ask())
 
+    def announced_since(self, *times: datetime) -> list[int]:
+        """How many announcements were stored since each of these times; none of them is read.
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+
+        async def ask() -> list[int]:
+            async with self._jetstream() as jetstream:
+                await _stream_state(jetstream)  # or there is no stream
+                return [await _stored_since(jetstream, time) for time in times]
+
+        return _run(ask())
+
     @asynccontextmanager
     async def _jetstream(self) -> AsyncIterator[JetStreamContext]:
         client = await connect(self._find_url())
@@ -436,6 +450,25 @@ async def _read(
         info = await subscription.consumer_info()
         await jetstream.delete_consumer(STREAM, info.name)
     return messages
+
+
+async def _stored_since(jetstream: JetStreamContext, time: datetime) -> int:
+    """What a consumer that begins at that time would be given: the server counts it at once."""
+    from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+    info = await jetstream.add_consumer(
+        STREAM,
+        ConsumerConfig(
+            deliver_policy=DeliverPolicy.BY_START_TIME,
+            opt_start_time=time,
+            filter_subject=f"{EVENT_SUBJECT}.*",
+            ack_policy=AckPolicy.NONE,
+            mem_storage=True,
+            inactive_threshold=30.0,
+        ),
+    )
+    await jetstream.delete_consumer(STREAM, info.name)
+    return int(info.num_pending or 0)
 
 
 def _fetched(message: Any) -> StoredMessage:

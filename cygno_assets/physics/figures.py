@@ -1,4 +1,4 @@
-"""Pictures for people: histograms, populations, images, recoils side by side; as PNG.
+"""Pictures for people: histograms, populations, images, recoils, rates over time; as PNG.
 
 Here belongs how they look; what is in them is chosen by whoever calls. matplotlib's `Figure` is
 used by itself, without pyplot and its global state.
@@ -7,6 +7,8 @@ used by itself, without pyplot and its global state.
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _DPI = 100
 _DRAWING_COLOURS = 32
 _JPEG_QUALITY = 75
+_MARKS = ("o", "s", "^", "D", "v")
+_LINE_COLOURS = ("#0b3d91", "#c8102e", "#1b7f3b", "#d98c00", "#6a3d9a")
 RECOIL_COLOURS: dict[RecoilType, tuple[str, ...]] = {
     "nuclear": ("#02060f", "#0b3d91", "#4f9dff", "#ffffff"),
     "electronic": ("#0f0209", "#8f0f56", "#ff6fb5", "#ffffff"),
@@ -282,6 +286,54 @@ def offenders_figure(
         axes.set_ylim(min(top + 3 * spec.half_width, rows), max(top - spec.half_width, 0))
         axes.set_title(caption, fontsize=6)
         axes.set_axis_off()
+    return _as_png(figure)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several plots over the same time.
+
+    Attributes:
+        label: of its axis, with the unit.
+        lines: values by name; NaN leaves a gap. Its name is not shown if there is but one.
+        is_log: log scale, for what spans decades; what is not positive is not shown then.
+    """
+
+    label: str
+    lines: Mapping[str, Sequence[float]]
+    is_log: bool = False
+
+
+def over_time_figure(hours: Sequence[float], panels: Sequence[Panel], title: str) -> bytes:
+    """Plots one below the other, over the same time.
+
+    Args:
+        hours: of the values, in h, in order; negative before the moment that the title tells.
+        panels: from top to bottom; each line has a value for each of the hours.
+        title: above the plots.
+
+    Returns:
+        A PNG file, 720 pixels wide, and 150 high for each panel and 30 for the title.
+    """
+    figure = _figure(7.2, 1.5 * len(panels) + 0.3)
+    figure.suptitle(title, fontsize=10)
+    plots = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, panel in zip(plots, panels, strict=True):
+        # Told apart by their marks too, for colours are few in a small copy.
+        for (name, values), mark, colour in zip(
+            panel.lines.items(), cycle(_MARKS), cycle(_LINE_COLOURS), strict=False
+        ):
+            axes.plot(hours, values, marker=mark, ms=4, lw=1, color=colour, label=name)
+        axes.set_ylabel(panel.label, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        if panel.is_log and any(value > 0 for line in panel.lines.values() for value in line):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        if len(panel.lines) > 1:
+            axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    plots[-1].set_xlabel("time, h", fontsize=8)
     return _as_png(figure)
 
 

@@ -13,6 +13,8 @@ from cygno_assets.names import (
     MAX_ATTEMPTS,
     PARTITION_TAG,
     PREPROCESSED_TENSOR,
+    RAW_IMAGE,
+    SEQUENCE_TAG,
     TRAINING_ARCHIVE,
     TRAINING_ASSETS,
     TRAINING_CELLS,
@@ -88,6 +90,18 @@ def runs_by_id(instance: DagsterInstance, run_ids: Sequence[str]) -> dict[str, D
 def attempt_of(run: DagsterRun) -> int:
     """The how-manieth attempt at its event a run is; the first run's is 0."""
     return int(run.tags.get(ATTEMPT_TAG, "0"))
+
+
+def sequence_of(run: DagsterRun) -> int:
+    """The stream sequence of the announcement that a run was requested for; 0 if none is known."""
+    return int(run.tags.get(SEQUENCE_TAG) or 0)
+
+
+def is_live(run: DagsterRun) -> bool:
+    """Whether a run makes an event, be it a sensor's or a person's."""
+    return LIVE_TAG in run.tags or bool(
+        {RAW_IMAGE, PREPROCESSED_TENSOR} & set(run.asset_selection or ())
+    )
 
 
 def retried_by_dagster(run: DagsterRun) -> bool:
@@ -177,7 +191,7 @@ def failed_training_runs(instance: DagsterInstance, since: datetime) -> list[str
 
 
 def reason_of(instance: DagsterInstance, run: DagsterRun) -> str:
-    """Why a run failed, in the words of its first failure."""
+    """Why a run failed, in the words that its page shows."""
     for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_FAILURE):
         event = entry.dagster_event
         if event is None:

@@ -84,6 +84,23 @@ def newest_made(
     return newest
 
 
+def made_lately(
+    instance: DagsterInstance, asset: AssetKey, *, since: float, limit: int
+) -> list[Made]:
+    """The newest materializations of an event's asset, the newest first.
+
+    Args:
+        instance: Dagster's.
+        asset: `raw_image` or `preprocessed_tensor`.
+        since: only those after this time, in seconds since 1970.
+        limit: how many at the most; up to 1000.
+    """
+    page = instance.fetch_materializations(
+        AssetRecordsFilter(asset_key=asset, after_timestamp=since), limit=limit
+    )
+    return list(filter(None, map(_made, page.records)))
+
+
 def _made(record: EventLogRecord) -> Made | None:
     materialization = record.asset_materialization
     if materialization is None or record.partition_key is None:

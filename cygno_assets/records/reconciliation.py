@@ -6,15 +6,15 @@ sensor has not read yet, and those under way, are no difference.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from dagster import DagsterRunStatus, RunsFilter
 
-from cygno_assets.names import DAQ_EVENTS, PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
+from cygno_assets.names import PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
 from cygno_assets.partitions import daq_event_partitions
+from cygno_assets.records.cursors import read_by_sensor
 from cygno_assets.records.history import (
     events_of,
     failure_kind,
@@ -109,7 +109,7 @@ def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconcili
     """
     state = inbox.state()
     # In this order: what moves on meanwhile is found further on the road, never nowhere.
-    read_to = _read_to(instance, state.created)
+    read_to = read_by_sensor(instance, state.created)
     announced, rejected = inbox.announced_until(read_to)
     running = events_of(unfinished_runs(instance))
     failed, passing = _failures(instance, announced)
@@ -158,17 +158,6 @@ def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconcili
 
 def _of(event: str, what: What) -> Difference:
     return Difference(event, what, MEANINGS[what])
-
-
-def _read_to(instance: DagsterInstance, stream: str) -> int:
-    """The last stream sequence that the sensor has read; 0 if it has read none of this stream."""
-    for state in instance.all_instigator_state():
-        if state.name == DAQ_EVENTS and state.instigator_data is not None:
-            text = getattr(state.instigator_data, "cursor", None)
-            value = json.loads(text) if text else {}
-            if isinstance(value, dict) and value.get("stream") == stream:
-                return int(value["sequence"])
-    return 0
 
 
 def _failures(instance: DagsterInstance, events: Iterable[str]) -> tuple[dict[str, str], set[str]]:

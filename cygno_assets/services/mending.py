@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from cygno_assets.daq import inbox
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
+from cygno_assets.hosts import without_queries
 from cygno_assets.services.backfill import run_events_backfill
 from cygno_assets.services.dagster_instance import dagster_instance
 from cygno_assets.services.process import ServiceError
@@ -121,7 +122,7 @@ def show_rejected(settings: Settings, sequence: int, say: Callable[[str], None])
     say(f"received  {message.received}")
     say(f"reason    {message.reason}")
     say(f"bytes     {len(message.payload)}")
-    say(_without_queries(message.payload))
+    say(without_queries(message.payload.decode("utf-8", "backslashreplace")))
 
 
 def replay_rejected(
@@ -180,14 +181,6 @@ def _one_rejected(settings: Settings, sequence: int) -> StoredMessage:
     if not messages or messages[0].sequence != sequence or messages[0].event_id is not None:
         raise ServiceError(f"the inbox has no rejected message of sequence {sequence}")
     return messages[0]
-
-
-def _without_queries(payload: bytes) -> str:
-    """What was sent, as text; a URL's signature opens its image for whoever reads it."""
-    import re
-
-    text = payload.decode("utf-8", "backslashreplace")
-    return re.sub(r"\?[^\s\"']*", "?…", text)
 
 
 def _reconciled(instance: DagsterInstance, settings: Settings) -> Reconciliation:

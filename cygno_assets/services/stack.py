@@ -46,6 +46,9 @@ _READY_TIMEOUT_S = 60.0
 _LOOK_AT_INBOX_EVERY_S = 5.0
 _REFUSED_S = 10.0
 _ROOM_BYTES = 16 * 1024**2
+_LOCK = "lock"
+_LOCK_ATTEMPTS = 5
+_LOCK_PAUSE_S = 0.02
 
 
 @dataclass
@@ -167,16 +170,32 @@ def locked_home(settings: Settings) -> Iterator[None]:
         ServiceError: a system runs there already.
     """
     settings.home.mkdir(parents=True, exist_ok=True)
-    with (settings.home / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError(
-                f"a system runs in {settings.home} already; stop it, or set "
-                f"{environment_name('home')} to another folder"
-            ) from None
+    with (settings.home / _LOCK).open("w") as lock:
+        for attempt in reversed(range(_LOCK_ATTEMPTS)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not attempt:
+                    raise ServiceError(
+                        f"a system runs in {settings.home} already; stop it, or set "
+                        f"{environment_name('home')} to another folder"
+                    ) from None
+                time.sleep(_LOCK_PAUSE_S)  # it may be one that only asks, see below
         os.set_inheritable(lock.fileno(), False)
         yield
+
+
+def home_is_locked(settings: Settings) -> bool:
+    """Whether a system, or an inbox alone, runs in this home."""
+    try:
+        with (settings.home / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # unlocked as soon as it is closed
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextmanager

@@ -30,9 +30,9 @@ def data_root(settings: Settings) -> UPath:
     """
     from upath import UPath
 
-    url = settings.data_url
-    if not url.startswith("s3://"):
-        return UPath(url2pathname(urlsplit(url).path))  # UPath leaves %20 as it is
+    folder = data_folder(settings)
+    if folder is not None:
+        return UPath(folder)
 
     import obstore.fsspec
 
@@ -54,7 +54,15 @@ def data_root(settings: Settings) -> UPath:
         client["root_certificate"] = settings.storage_s3_ca_file.read_text()
     # Retries inside a request are short; Dagster retries the rest.
     retries = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
-    return UPath(url, config=config, client_options=client, retry_config=retries)
+    return UPath(settings.data_url, config=config, client_options=client, retry_config=retries)
+
+
+def data_folder(settings: Settings) -> Path | None:
+    """That folder, if it is on this machine; None if it is not."""
+    url = settings.data_url
+    if url.startswith("s3://"):
+        return None
+    return Path(url2pathname(urlsplit(url).path))  # UPath alone leaves %20 as it is
 
 
 def local_path(path: UPath) -> Path | None:

@@ -328,3 +328,14 @@ def test_a_password_opens_and_is_never_shown(guarded_port: int) -> None:
 )
 def test_addresses_are_shown_without_credentials(url: str, shown: str) -> None:
     assert without_credentials(url) == shown
+
+
+def test_announcements_since_a_time_are_counted(inbox_url: str) -> None:
+    before = datetime.now(UTC)
+    fill_inbox(inbox_url, PAYLOADS)
+    reject(inbox_url, b"?", "no JSON")  # which is no announcement
+    between = datetime.now(UTC)
+    fill_inbox(inbox_url, PAYLOADS[:1])
+    after = datetime.now(UTC)
+    assert inbox_at(inbox_url).announced_since(before, between, after) == [4, 1, 0]
+    assert stream_info(inbox_url).state.consumer_count == 0

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cygno_assets.physics.figures import (
+    Panel,
     event_figure,
     events_figure,
     histogram_figure,
     image_figure,
+    over_time_figure,
     population_figure,
     recoils_figure,
     small_copy,
@@ -127,3 +130,15 @@ def is_blue(pixels: np.ndarray) -> np.ndarray:
 def is_pink(pixels: np.ndarray) -> np.ndarray:
     red, green, blue = np.moveaxis(pixels, -1, 0)
     return (red > green + 60) & (red >= blue)
+
+
+def test_values_over_time_leave_a_gap_where_they_are_not_known() -> None:
+    hours = [-2.0, -1.0, 0.0]
+    whole = [Panel("events", {"announced": [1.0, 2.0, 1.0]}), Panel("s", {"p50": [1, 2, 3]}, True)]
+    gap = [Panel("events", {"announced": [1.0, math.nan, 1.0]}), whole[1]]
+    none = {"p50": [math.nan] * 3}
+    nothing = [Panel("events", none), Panel("s", none, is_log=True)]
+    drawn = [pixels_of(over_time_figure(hours, panels, "t")) for panels in (whole, gap, nothing)]
+    assert {picture.shape for picture in drawn} == {(330, 720, 3)}
+    inked = [np.sum(is_blue(picture)) for picture in drawn]
+    assert inked[0] > inked[1] > inked[2]

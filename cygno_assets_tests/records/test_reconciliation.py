@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,19 +14,7 @@ from dagster import (
     DagsterRunStatus,
     Definitions,
 )
-from dagster._core.definitions.run_request import InstigatorType
-from dagster._core.remote_origin import (
-    InProcessCodeLocationOrigin,
-    RemoteInstigatorOrigin,
-    RemoteRepositoryOrigin,
-)
-from dagster._core.scheduler.instigation import (
-    InstigatorState,
-    InstigatorStatus,
-    SensorInstigatorData,
-)
 from dagster._core.test_utils import create_run_for_test
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from cygno_assets.build import build_defs
 from cygno_assets.daq import inbox
@@ -43,6 +30,7 @@ from cygno_assets.names import (
 from cygno_assets.records.reconciliation import Reconciliation, reconcile
 from cygno_assets.settings import load_settings
 from cygno_assets.storage.locations import data_root, write_whole
+from cygno_assets_tests.records.sensors import remembers
 from cygno_assets_tests.wire import fill_inbox, message, with_jetstream
 
 if TYPE_CHECKING:
@@ -76,17 +64,8 @@ class Books:
 
     def read(self, sequence: int) -> None:
         """The sensor has read so far."""
-        cursor = {"stream": Inbox(lambda: self.url).state().created, "sequence": sequence}
-        location = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="x"))
-        origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "r"), DAQ_EVENTS)
-        self.instance.add_instigator_state(
-            InstigatorState(
-                origin,
-                InstigatorType.SENSOR,
-                InstigatorStatus.RUNNING,
-                SensorInstigatorData(cursor=json.dumps(cursor)),
-            )
-        )
+        stream = Inbox(lambda: self.url).state().created
+        remembers(self.instance, DAQ_EVENTS, stream=stream, sequence=sequence)
 
     def made(self, number: int, *, image: bool = True, tensor: bool = True) -> None:
         for asset in ("raw_image", "preprocessed_tensor"):
