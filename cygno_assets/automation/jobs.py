@@ -8,6 +8,7 @@ from cygno_assets.names import PREPROCESSED_TENSOR, RAW_IMAGE
 
 live_event_job = define_asset_job(
     "live_event",
-    selection=AssetSelection.assets(RAW_IMAGE, PREPROCESSED_TENSOR),
+    # Their checks judge a window of events, by the clock and not in each event's run.
+    selection=AssetSelection.assets(RAW_IMAGE, PREPROCESSED_TENSOR).without_checks(),
     description="One event of the DAQ, from its announcement to its tensor.",
 )

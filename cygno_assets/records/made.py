@@ -1,6 +1,7 @@
 """What was made of events, as Dagster's event log has it: one materialization after the other.
 
-Here belongs reading it in order and as plain values; what is concluded from it is the callers'.
+Here belongs reading it in order, forwards or from the newest back, and as plain values; what is
+concluded from it is the callers'.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetRecordsFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    from dagster import AssetKey, DagsterInstance
+    from dagster import AssetKey, DagsterInstance, EventRecordsResult
 
 _PAGE = 1000
 
@@ -56,22 +57,61 @@ def made_since(
             limit=_PAGE,
             ascending=True,
         )
-        for record in page.records:
-            materialization = record.asset_materialization
-            if materialization is None or record.partition_key is None:
-                continue
-            yield Made(
-                event_id=record.partition_key,
-                storage_id=record.storage_id,
-                run_id=record.run_id,
-                timestamp=record.timestamp,
-                metadata={
-                    label: _plain(entry.value) for label, entry in materialization.metadata.items()
-                },
-            )
+        yield from _made(page)
         if not page.has_more:
             return
         after = page.records[-1].storage_id
+
+
+def newest_made(
+    instance: DagsterInstance,
+    asset: AssetKey,
+    limit: int,
+    *,
+    events: Collection[str] | None = None,
+) -> list[Made]:
+    """Reads back from the newest materialization of an event's asset; each event counts once.
+
+    Args:
+        instance: Dagster's.
+        asset: `raw_image` or `preprocessed_tensor`.
+        limit: so many events at the most.
+        events: only of these.
+
+    Returns:
+        The newest materialization of each event, the newest first.
+    """
+    found: dict[str, Made] = {}
+    cursor: str | None = None
+    wanted = AssetRecordsFilter(
+        asset_key=asset, asset_partitions=None if events is None else list(events)
+    )
+    while len(found) < limit:
+        page = instance.fetch_materializations(
+            wanted, limit=min(_PAGE, limit - len(found)), cursor=cursor
+        )
+        for made in _made(page):
+            found.setdefault(made.event_id, made)
+        if not page.has_more:
+            break
+        cursor = page.cursor
+    return list(found.values())
+
+
+def _made(page: EventRecordsResult) -> Iterator[Made]:
+    for record in page.records:
+        materialization = record.asset_materialization
+        if materialization is None or record.partition_key is None:
+            continue
+        yield Made(
+            event_id=record.partition_key,
+            storage_id=record.storage_id,
+            run_id=record.run_id,
+            timestamp=record.timestamp,
+            metadata={
+                label: _plain(entry.value) for label, entry in materialization.metadata.items()
+            },
+        )
 
 
 def _plain(value: object) -> object:
