@@ -12,7 +12,10 @@ from cygno_assets.assets.training_dataset import build_training_dataset
 from cygno_assets.assets.training_figures import build_training_figures
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.automation.retries import build_failed_events_sensor
-from cygno_assets.automation.schedules import build_reconciliation_schedule
+from cygno_assets.automation.schedules import (
+    build_live_checks_sensor,
+    build_reconciliation_schedule,
+)
 from cygno_assets.automation.sensors import build_daq_events_sensor
 from cygno_assets.automation.training import (
     automated,
@@ -20,6 +23,7 @@ from cygno_assets.automation.training import (
     build_automation_sensor,
 )
 from cygno_assets.checks.live import build_live_checks
+from cygno_assets.checks.live_window import build_live_window_checks
 from cygno_assets.checks.training import build_training_checks
 from cygno_assets.daq.inbox import Inbox
 from cygno_assets.settings import load_settings
@@ -59,13 +63,18 @@ def build_defs(
     ]
     return Definitions(
         assets=[*build_live_assets(settings), *automated(training, settings)],
-        asset_checks=[*build_live_checks(settings), *build_training_checks(settings)],
+        asset_checks=[
+            *build_live_checks(settings),
+            *build_live_window_checks(settings),
+            *build_training_checks(settings),
+        ],
         jobs=[live_event_job],
         sensors=[
             build_daq_events_sensor(settings),
             build_failed_events_sensor(settings),
             build_archive_sensor(settings),
             build_automation_sensor(),
+            build_live_checks_sensor(),
         ],
         schedules=[build_reconciliation_schedule(settings)],
         resources={

@@ -166,6 +166,23 @@ def rate_p_value(now: LiveTime, expected: LiveTime | float) -> float:
     return min(1.0, 2 * min(fast, slow))
 
 
+def longest_silence(p_value: float, expected: LiveTime | float) -> float:
+    """The time in s without an event that is as probable as this; what `silence_p_value` inverts.
+
+    Args:
+        p_value: above 0, at most 1.
+        expected: a rate in events/s, or the gaps that tell it.
+
+    Returns:
+        Infinite where nothing can be said.
+    """
+    if not isinstance(expected, LiveTime):
+        return -math.log(p_value) / expected
+    if expected.gaps == 0 or expected.seconds == 0:
+        return math.inf
+    return expected.seconds * math.expm1(-math.log(p_value) / expected.gaps)
+
+
 def silence_p_value(seconds: float, expected: LiveTime | float) -> float:
     """How probable it is that no event comes for so long by chance.
 

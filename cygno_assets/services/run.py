@@ -107,7 +107,11 @@ def run_demo(
                     *("--rate", str(rate_hz), "--seed", str(seed)),
                     *(() if events is None else ("--events", str(events))),
                     *(() if images is None else ("--images", str(images))),
-                    *(f"--{name.replace('_', '-')}={n}" for name, n in faults.items() if n is not None),
+                    *(
+                        f"--{name.replace('_', '-')}={n}"
+                        for name, n in faults.items()
+                        if n is not None
+                    ),
                 ],
                 home / "logs" / "daq.log",
                 {

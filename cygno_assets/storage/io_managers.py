@@ -40,13 +40,14 @@ class FileIOManager(UPathIOManager):
             ValueError: the file is damaged.
         """
 
-    def path(self, asset_key: AssetKey, partition_key: str) -> UPath:
-        """Where a partition is kept; one of two dimensions at `<first>/<second>`."""
-        path = self._base_path.joinpath(*asset_key.path, *partition_key.split("|"))
+    def path(self, asset_key: AssetKey, partition_key: str | None = None) -> UPath:
+        """Where an asset or a partition is kept; of two dimensions at `<first>/<second>`."""
+        partition = [] if partition_key is None else partition_key.split("|")
+        path = self._base_path.joinpath(*asset_key.path, *partition)
         return path.with_name(path.name + (self.extension or ""))
 
-    def stored(self, asset_key: AssetKey, partition_key: str) -> Any:
-        """A partition's value as stored; None if there is none, or if its file is damaged."""
+    def stored(self, asset_key: AssetKey, partition_key: str | None = None) -> Any:
+        """The value as stored of an asset or partition; None if there is none, or it is damaged."""
         data = read_if_there(self.path(asset_key, partition_key))
         try:
             return None if data is None else self.from_bytes(data)

@@ -15,6 +15,7 @@ from cygno_assets.physics.counting import (
     binomial_at_least,
     binomial_at_most,
     live_time,
+    longest_silence,
     poisson_at_least,
     poisson_at_most,
     rate_p_value,
@@ -68,7 +69,7 @@ def test_a_mean_that_does_not_exist_is_named(mean: float) -> None:
 
 @pytest.mark.parametrize(("trials", "chance"), [(3, 0.0), (3, 1.0), (3, math.nan), (-1, 0.5)])
 def test_trials_that_do_not_exist_are_named(trials: int, chance: float) -> None:
-    with pytest.raises(ValueError, match="(chance|trials) = "):
+    with pytest.raises(ValueError, match=r"(chance|trials) = "):
         binomial_at_least(1, trials, chance)
 
 
@@ -122,3 +123,16 @@ def test_silence_of_a_known_rate_is_exponential_and_few_gaps_say_less(
     few, many = (silence_p_value(seconds, LiveTime(n, n / rate_hz)) for n in (5, 5000))
     assert known <= many * (1 + 1e-9)
     assert many <= few * (1 + 1e-9)
+
+
+@given(
+    st.floats(1e-9, 1),
+    st.one_of(st.floats(1e-3, 10), st.integers(1, 999).map(lambda n: LiveTime(n, 3.0 * n))),
+)
+def test_the_longest_silence_has_its_p_value(p_value: float, expected: LiveTime | float) -> None:
+    seconds = longest_silence(p_value, expected)
+    assert silence_p_value(seconds, expected) == pytest.approx(p_value, rel=1e-6)
+
+
+def test_no_events_say_nothing_of_silence() -> None:
+    assert longest_silence(1e-6, LiveTime(0, 0.0)) == math.inf

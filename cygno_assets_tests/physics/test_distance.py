@@ -82,7 +82,7 @@ def test_recorded_images_are_training_images_with_the_measured_noise() -> None:
 
 @pytest.mark.parametrize("counts", [np.zeros(BINS, int), np.ones(255, int)])
 def test_what_is_no_histogram_is_refused(counts: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="nothing was counted|of shape"):
+    with pytest.raises(ValueError, match=r"nothing was counted|of shape"):
         wasserstein_adu(counts, alone(3))
 
 

@@ -209,9 +209,7 @@ def test_a_longer_exposure_has_more_light_and_the_root_more_noise() -> None:
         4 * (light[lit] - PEDESTAL_ADU).sum(), rel=0.01
     )
     dark = ~lit & (more_light < PEDESTAL_ADU + 1)
-    noise, more_noise = (
-        (one - one.mean(axis=0))[dark].std() for one in (image, brighter)
-    )
+    noise, more_noise = ((one - one.mean(axis=0))[dark].std() for one in (image, brighter))
     assert more_noise / noise == pytest.approx(2, rel=0.02)
     assert np.median(brighter) == np.median(image)
 

@@ -122,7 +122,7 @@ def test_gaps_do_not_depend_on_the_source() -> None:
 def test_one_seed_gives_gaps_and_choices_that_have_nothing_in_common(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(events, "simulate_image", lambda *_, fault: None)
+    monkeypatch.setattr(events, "simulate_image", lambda *_, **__: None)
     monkeypatch.setattr(events, "record_image", lambda *_: b"")
     always = Season(period_s=1e9, peak=1)
     gaps, signals = [], []
