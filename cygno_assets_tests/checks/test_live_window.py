@@ -21,6 +21,7 @@ from dagster import (
 )
 from PIL import Image
 
+from cygno_assets.assets.live import image_metadata, tensor_metadata
 from cygno_assets.build import build_defs
 from cygno_assets.checks.live_window import (
     ALARM_P,
@@ -41,7 +42,7 @@ from cygno_assets.physics.histogram import PixelHistogram, pixel_counts
 from cygno_assets.settings import SettingsError, load_settings
 from cygno_assets.storage.locations import data_root, write_whole
 from cygno_assets_tests.checks.live_events import RATE_HZ, SPEC, Event, events, until, window
-from cygno_assets_tests.wire import fill_inbox, message
+from cygno_assets_tests.wire import REAL_IMAGES, fill_inbox, message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -158,6 +159,18 @@ def test_numbers_can_be_plotted_and_keep_their_names(check: str) -> None:
         assert all(math.isfinite(value) for value in plotted.values())
         labels.append(sorted(plotted))
     assert labels[0] == labels[1]
+
+
+@pytest.mark.parametrize("check", ["camera", "pedestal", "columns", "histogram", "clipping"])
+def test_the_schools_own_images_give_no_alarm(check: str) -> None:
+    real = [Image.open(path) for path in REAL_IMAGES] * 5
+    found = [
+        replace(event, image=image_metadata(image), tensor=tensor_metadata(image, SPEC))
+        for event, image in zip(events(len(real), 5), real, strict=True)
+    ]
+    verdict = judged(check, window(found))
+    assert verdict.passed, verdict.description
+    assert "too few" not in str(verdict.description)
 
 
 def test_without_a_past_the_documented_pedestal_is_the_limit() -> None:
