@@ -60,7 +60,8 @@ def with_noise(counts: NDArray[Any], rms_adu: float) -> NDArray[np.float64]:
     if rms_adu == 0:
         return counts.astype(np.float64)
     reach = BINS - 1
-    edges = (np.arange(-reach, reach + 2) - 0.5) / (rms_adu * math.sqrt(2))
+    with np.errstate(over="ignore"):  # of noise too small to move any pixel
+        edges = (np.arange(-reach, reach + 2) - 0.5) / (rms_adu * math.sqrt(2))
     below = np.array([(1 + math.erf(edge)) / 2 for edge in edges])
     below[0], below[-1] = 0, 1
     spread = np.convolve(counts.astype(np.float64), np.diff(below))  # of values −255 … 510

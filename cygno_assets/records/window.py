@@ -83,6 +83,11 @@ def announced(made: Made) -> float:
     return float(made.metadata.get("announced") or made.metadata.get("acquired") or 0.0)
 
 
+def acquired(made: Made) -> float:
+    """When an event was acquired, in seconds since 1970: by the DAQ's clock, else by ours; or 0."""
+    return float(made.metadata.get("acquired") or made.metadata.get("announced") or 0.0)
+
+
 def numbers(made: Sequence[Made], label: str) -> NDArray[np.float64]:
     """float64 of shape (events,): one number of each, by its label; those that lack it left out."""
     import numpy as np

@@ -46,7 +46,6 @@ from cygno_assets_tests.wire import REAL_IMAGES, fill_inbox, message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from dagster import AssetCheckResult
 
@@ -187,6 +186,13 @@ def test_a_drift_that_harms_nobody_is_no_alarm() -> None:
     assert judge_pedestal(window(drifted, past)).passed
 
 
+def test_a_mended_pedestal_is_good_however_long_it_was_bad() -> None:
+    past = events(60, 1, CameraFault(pedestal_shift_adu=8))
+    assert judge_pedestal(window(events(WINDOW, 5, after=past), past)).passed
+    half = events(WINDOW, 5, CameraFault(pedestal_shift_adu=4), after=past)
+    assert not judge_pedestal(window(half, past)).passed
+
+
 def test_the_hot_column_is_named() -> None:
     found = judge_columns(window(events(WINDOW, 5, CameraFault(hot_columns=1))))
     assert found.metadata["hottest_column"].value == hot_columns(1)[0]
@@ -232,6 +238,16 @@ def test_the_rate_may_be_set_and_pauses_are_none_of_it() -> None:
     assert "1 pauses left out" in str(paused.description)
 
 
+def test_a_backlog_that_arrives_at_once_is_no_burst() -> None:
+    past, found = events(60, 1), events(WINDOW, 5)
+    at_once = [
+        replace(event, at=found[-1].at, image={**event.image, "acquired": event.at})
+        for event in found
+    ]
+    assert judge_rate(window(at_once), RATE_HZ).passed
+    assert judge_rate(window(at_once, past), None).passed
+
+
 @pytest.mark.parametrize("expected_hz", [None, RATE_HZ])
 def test_silence_is_an_alarm_when_it_is_improbable_and_ends_with_an_event(
     expected_hz: float | None,
@@ -271,9 +287,9 @@ def test_silence_after_a_few_events_needs_longer_and_after_none_is_no_alarm() ->
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
-    with DagsterInstance.local_temp(str(tmp_path)) as local:
-        yield local
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as ephemeral:  # in memory; its SQL is that of the files
+        yield ephemeral
 
 
 def evaluated(instance: DagsterInstance, **overrides: object) -> dict[str, AssetCheckEvaluation]:
@@ -305,7 +321,7 @@ def test_dagster_judges_the_window_of_its_own_event_log(
     assert set(checks) == {key.name for key in LIVE_WINDOW_CHECKS}
     assert not failing(checks)  # no event at all
 
-    past = events(50, 1)
+    past = events(30, 1)
     bad = events(60, 5, CameraFault(pedestal_shift_adu=4, hot_columns=1), after=past)
     for event in until(time.time() - 600, [*past, *bad]):
         event.report(instance)
