@@ -11,11 +11,12 @@ READY_DEV := $(VENV)/.ready-dev
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo "Options of make demo: EVENTS=50 RATE=2 SEED=1 IMAGES=folder TRAINING=1 PORT=3000"
+	@echo "               FAULTS='--pedestal-shift 8 --fault-from 100' (cygno-assets demo --help)"
 
 demo: $(READY) ## run everything against a simulated DAQ; EVENTS=50 ends by itself
 	@$(BIN)/cygno-assets demo $(if $(EVENTS),--events $(EVENTS)) $(if $(RATE),--rate $(RATE)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(IMAGES),--images $(IMAGES)) \
-		$(if $(filter-out 0,$(TRAINING)),--training) $(if $(PORT),--port $(PORT))
+		$(if $(filter-out 0,$(TRAINING)),--training) $(if $(PORT),--port $(PORT)) $(FAULTS)
 
 test: $(READY_DEV) ## the tests
 	$(BIN)/python -m pytest --ignore cygno_assets_tests/ui
@@ -39,7 +40,7 @@ check: $(READY_DEV) ## style and types
 	$(BIN)/mypy
 
 bench: $(READY_DEV) ## the benchmarks, each beside its peer; about half an hour, with nothing else running
-	@for benchmark in live_throughput live_latency live_first history_cost training_histogram recorders; do \
+	@for benchmark in live_throughput live_latency live_first history_cost training_histogram live_vs_training recorders; do \
 		echo "== $$benchmark"; $(BIN)/python -m benchmarks.$$benchmark || exit; echo; \
 	done
 

@@ -20,6 +20,7 @@ from cygno_assets.automation.pruning import build_prune_job, build_prune_schedul
 from cygno_assets.automation.retries import build_failed_events_sensor
 from cygno_assets.automation.schedules import (
     build_health_schedule,
+    build_live_checks_sensor,
     build_reconciliation_schedule,
 )
 from cygno_assets.automation.sensors import build_daq_events_sensor
@@ -29,6 +30,7 @@ from cygno_assets.automation.training import (
     build_automation_sensor,
 )
 from cygno_assets.checks.live import build_live_checks
+from cygno_assets.checks.live_window import build_live_window_checks
 from cygno_assets.checks.training import build_training_checks
 from cygno_assets.daq.inbox import Inbox
 from cygno_assets.settings import load_settings
@@ -75,7 +77,11 @@ def build_defs(
     ]
     return Definitions(
         assets=with_freshness(assets, settings),
-        asset_checks=[*build_live_checks(settings), *build_training_checks(settings)],
+        asset_checks=[
+            *build_live_checks(settings),
+            *build_live_window_checks(settings),
+            *build_training_checks(settings),
+        ],
         jobs=[live_event_job, catalog_day_job, event_tensors_job, prune_job],
         sensors=[
             build_daq_events_sensor(settings),
@@ -84,6 +90,7 @@ def build_defs(
             build_notifications_sensor(settings),
             build_archive_sensor(settings),
             build_automation_sensor(),
+            build_live_checks_sensor(),
         ],
         schedules=[
             build_reconciliation_schedule(settings),

@@ -14,7 +14,7 @@ import click
 from cygno_assets.settings import SettingsError, load_settings, settings_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,6 +52,49 @@ _images = click.option(
     help="Take images from this folder instead of simulating them.",
 )
 _events = click.option("--events", type=click.IntRange(1), help="End after so many events.")
+_FAULTS = (
+    click.option(
+        "--pedestal-shift",
+        type=click.FloatRange(-255, 255),
+        help="Shift the simulated camera's pedestal, in ADU.",
+    ),
+    click.option(
+        "--hot-columns",
+        type=click.IntRange(0, 576),
+        help="Make so many of its columns 6 ADU too bright.",
+    ),
+    click.option(
+        "--exposure",
+        type=click.FloatRange(0, 1000, min_open=True),
+        help="Expose so many times as long: light grows with it, the pixels' noise with its root.",
+    ),
+    click.option(
+        "--fault-from",
+        type=click.IntRange(1),
+        help="Do these three from this event on, counted from 1.",
+    ),
+    click.option(
+        "--stop-after",
+        type=click.IntRange(0),
+        help="Let the DAQ fall silent after so many events, but keep running.",
+    ),
+)
+
+
+def _faults(command: Callable[..., None]) -> Callable[..., None]:
+    """Ways for the DAQ to misbehave, so that the checks have something to find."""
+    for option in reversed(_FAULTS):
+        command = option(command)
+    return command
+
+
+def _check_faults(faults: Mapping[str, Any], events: int | None, images: Path | None) -> None:
+    """Refuses what cannot be done together."""
+    of_camera = {"pedestal_shift", "hot_columns", "exposure", "fault_from"}
+    if images is not None and any(faults[name] is not None for name in of_camera):
+        raise click.UsageError("--images are no simulated camera's, so it can have no fault")
+    if events is not None and faults["stop_after"] is not None:
+        raise click.UsageError("--events and --stop-after exclude each other")
 
 
 @cli.command()
@@ -60,6 +103,7 @@ _events = click.option("--events", type=click.IntRange(1), help="End after so ma
 @_seed
 @_images
 @click.option("--training", is_flag=True, help="With --events: wait for the training set too.")
+@_faults
 @_port
 def demo(
     *,
@@ -69,6 +113,7 @@ def demo(
     images: Path | None,
     training: bool,
     port: int | None,
+    **faults: Any,
 ) -> None:
     """Run everything against a simulated DAQ, until Ctrl-C or for --events.
 
@@ -78,6 +123,7 @@ def demo(
     """
     from cygno_assets.services.run import run_demo
 
+    _check_faults(faults, events, images)
     _guarded(
         lambda: run_demo(
             {"webserver_port": port},
@@ -86,6 +132,7 @@ def demo(
             seed=seed,
             images=images,
             training=training,
+            faults=faults,
         )
     )
 
@@ -325,6 +372,7 @@ def simulate() -> None:
 @_rate
 @_seed
 @_images
+@_faults
 def simulate_daq(**options: Any) -> None:
     """Simulate the DAQ: images into a bucket, announcements over NATS.
 
@@ -335,6 +383,7 @@ def simulate_daq(**options: Any) -> None:
     """
     from cygno_assets.services.simulated_daq import run_simulated_daq
 
+    _check_faults(options, options["events"], options["images"])
     _log_to_terminal()
     _guarded(lambda: run_simulated_daq(**options))
 

@@ -198,6 +198,24 @@ class Settings(BaseModel):
         "summed up in the next.",
     )
 
+    live_checks_cron: str = Field(
+        "*/5 * * * *",
+        description="When the newest events are judged by the checks of live data, as a cron line "
+        "in UTC.",
+    )
+    live_window_s: float = Field(
+        3600.0,
+        gt=0,
+        le=86_400,
+        description="Seconds before the newest event whose events are judged together.",
+    )
+    expected_rate_hz: float | None = Field(
+        None,
+        gt=0,
+        description="Events/s that the DAQ should deliver; without it, as many as in the recent "
+        "past.",
+    )
+
     storage_url: str | None = Field(
         None,
         description="Where images and tensors are kept: `file:///…` or `s3://bucket/prefix`. "

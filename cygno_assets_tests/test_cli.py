@@ -65,6 +65,8 @@ def test_documents_name_only_settings_and_files_that_exist(document: Path) -> No
         (["simulate", "daq", "--rate", "-1"], "--rate"),
         (["demo", "--events", "0"], "--events"),
         (["demo", "--images", "/no/such/folder"], "--images"),
+        (["demo", "--images", ".", "--hot-columns", "3"], "--images are no simulated camera's"),
+        (["simulate", "daq", "--events", "3", "--stop-after", "2"], "--events and --stop-after"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cygno_assets.daq.announcement import Announcement
+    from cygno_assets.physics.spec import PreprocessSpec
     from cygno_assets.physics.tracks import Spot
     from cygno_assets.settings import Settings
 
@@ -177,17 +178,6 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         inbox: ResourceParam[Inbox],
         raw_image_io_manager: ResourceParam[RawImageIOManager],
     ) -> MaterializeResult[None]:
-        import numpy as np
-
-        from cygno_assets.physics.columns import column_pattern
-        from cygno_assets.physics.histogram import (
-            counts_to_text,
-            mean_and_sd,
-            pixel_counts,
-            range_of,
-        )
-        from cygno_assets.physics.tracks import brightest_spot
-
         event_id = _event_id(context)
         found: tuple[StoredMessage, Announcement] | None = None
         downloaded: dict[str, RawMetadataValue] = {}
@@ -206,30 +196,14 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             image = decode(data)
         except (NotAnEventError, ImageError) as error:
             raise _useless(context, event_id, error) from None
-        counts = pixel_counts(image)
-        mean, sd = mean_and_sd(counts)
-        low, high = range_of(counts)
-        pixels = np.asarray(image)
-        columns, spot = column_pattern(pixels), brightest_spot(pixels)
         metadata: dict[str, RawMetadataValue] = {
             **({} if found is None else _times(*found)),
             **downloaded,
             **({} if found is None else _source(*found)),
             "size_bytes": len(data),
             "md5": content_md5(data),
-            "dimensions_px": f"{image.width} × {image.height}",
-            "mode": image.mode,
-            "mean_adu": round(mean, 3),
-            "sd_adu": round(sd, 3),
-            "min_adu": low,
-            "max_adu": high,
-            "column_sd_adu": round(columns.sd_adu, 3),
-            "hottest_column": columns.hottest,
-            "hottest_column_excess_adu": round(columns.excess_adu, 3),
-            **_brightest(spot),
             "path": MetadataValue.path(str(raw_image_io_manager.path(RAW_IMAGE, event_id))),
-            # So that windows of events can be summed without opening an image.
-            "pixel_counts": counts_to_text(counts),
+            **image_metadata(image),
         }
         return MaterializeResult(metadata=metadata, data_version=DataVersion(content_md5(data)))
 
@@ -252,7 +226,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         raw_image: bytes,
         inbox: ResourceParam[Inbox],
     ) -> MaterializeResult[Any]:
-        from cygno_assets.physics.images import clipped_shares, preprocess, thumbnail_jpeg
+        from cygno_assets.physics.images import preprocess, thumbnail_jpeg
 
         event_id = _event_id(context)
         if _undamaged(raw_image, event_id) is None:
@@ -266,7 +240,6 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             tensor = preprocess(image, spec)
         except ImageError as error:
             raise _useless(context, event_id, error) from None
-        clipped_low, clipped_high = clipped_shares(image, spec)
         metadata: dict[str, RawMetadataValue] = {
             "thumbnail": picture(
                 "image/jpeg",
@@ -274,11 +247,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
                 "tensor",
                 f"black {spec.window_low:g} ADU, white {spec.window_high:g} ADU",
             ),
-            "spec_hash": spec.hash,
-            "window_adu": f"{spec.window_low:g}–{spec.window_high:g}",
-            "dimensions_px": f"{spec.side} × {spec.side}",
-            "clipped_low_share": round(clipped_low, 6),
-            "clipped_high_share": round(clipped_high, 6),
+            **tensor_metadata(image, spec),
         }
         # Made again by hand, hours later, it would say nothing of the pipeline.
         live = context.run.tags.get(LIVE_TAG) == "true"
@@ -291,6 +260,53 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         )
 
     return [announcements, raw_image, preprocessed_tensor]
+
+
+def image_metadata(image: "Image") -> "dict[str, RawMetadataValue]":
+    """What an image's pixels tell, as the web UI shows it and checks/live_window.py reads it."""
+    import numpy as np
+
+    from cygno_assets.physics.columns import column_pattern
+    from cygno_assets.physics.histogram import counts_to_text, mean_and_sd, pixel_counts, range_of
+    from cygno_assets.physics.tracks import brightest_spot
+
+    counts = pixel_counts(image)
+    mean, sd = mean_and_sd(counts)
+    low, high = range_of(counts)
+    pixels = np.asarray(image)
+    columns = column_pattern(pixels)
+    return {
+        "dimensions_px": f"{image.width} × {image.height}",
+        "mode": image.mode,
+        "mean_adu": round(mean, 3),
+        "sd_adu": round(sd, 3),
+        "min_adu": low,
+        "max_adu": high,
+        "column_sd_adu": round(columns.sd_adu, 3),
+        "hottest_column": columns.hottest,
+        "hottest_column_excess_adu": round(columns.excess_adu, 3),
+        **_brightest(brightest_spot(pixels)),
+        # So that windows of events can be summed without opening an image.
+        "pixel_counts": counts_to_text(counts),
+    }
+
+
+def tensor_metadata(image: "Image", spec: "PreprocessSpec") -> "dict[str, RawMetadataValue]":
+    """What a tensor was made by, and what that clipped of its image.
+
+    Raises:
+        ImageError: the image is smaller than the crop.
+    """
+    from cygno_assets.physics.images import clipped_shares
+
+    clipped_low, clipped_high = clipped_shares(image, spec)
+    return {
+        "spec_hash": spec.hash,
+        "window_adu": f"{spec.window_low:g}–{spec.window_high:g}",
+        "dimensions_px": f"{spec.side} × {spec.side}",
+        "clipped_low_share": round(clipped_low, 6),
+        "clipped_high_share": round(clipped_high, 6),
+    }
 
 
 def _event_id(context: AssetExecutionContext) -> str:

@@ -2,13 +2,24 @@
 
 from typing import TYPE_CHECKING
 
-from dagster import AssetSelection, DefaultScheduleStatus, ScheduleDefinition, define_asset_job
+from dagster import (
+    AssetSelection,
+    AutomationConditionSensorDefinition,
+    DefaultScheduleStatus,
+    DefaultSensorStatus,
+    ScheduleDefinition,
+    define_asset_job,
+)
 
-from cygno_assets.names import ANNOUNCEMENTS, PIPELINE_HEALTH
+from cygno_assets.checks.live import RECONCILIATION_CHECKS
+from cygno_assets.checks.live_window import LIVE_WINDOW_CHECKS
+from cygno_assets.names import PIPELINE_HEALTH
 from cygno_assets.settings import SettingsError, environment_name
 
 if TYPE_CHECKING:
     from cygno_assets.settings import Settings
+
+_EVALUATE_EVERY_S = 10
 
 
 def build_reconciliation_schedule(settings: "Settings") -> ScheduleDefinition:
@@ -22,7 +33,7 @@ def build_reconciliation_schedule(settings: "Settings") -> ScheduleDefinition:
             name="reconciliation",
             job=define_asset_job(
                 "reconciliation_check",
-                selection=AssetSelection.checks_for_assets(ANNOUNCEMENTS),
+                selection=AssetSelection.checks(*RECONCILIATION_CHECKS),
                 description="Compares what the inbox holds, what ran, what is materialized and "
                 "what is stored.",
             ),
@@ -51,4 +62,21 @@ def build_health_schedule() -> ScheduleDefinition:
         cron_schedule="0 * * * *",
         default_status=DefaultScheduleStatus.RUNNING,
         description="Measures how well the live pipeline is, at each full hour.",
+    )
+
+
+def build_live_checks_sensor() -> AutomationConditionSensorDefinition:
+    """Requests the checks of a window of live events at each tick of their cron.
+
+    Not a schedule: Dagster takes an asset's checks along in every run and backfill of it, unless
+    they have a condition of their own; and a condition has a sensor that evaluates it.
+    """
+    return AutomationConditionSensorDefinition(
+        "live_checks",
+        target=AssetSelection.checks(*LIVE_WINDOW_CHECKS),
+        default_status=DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=_EVALUATE_EVERY_S,
+        description="Judges the newest events on the cron of "
+        f"{environment_name('live_checks_cron')}: pedestal, columns, pixels, clipping, "
+        "specification, rate and silence.",
     )

@@ -1,10 +1,14 @@
-"""Checks of live events: none is lost, and what failed or was rejected is said."""
+"""Checks of live events: none is lost, and what failed or was rejected is said.
+
+What their images are like is live_window.py's.
+"""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dagster import (
     AssetCheckExecutionContext,
+    AssetCheckKey,
     AssetCheckResult,
     AssetChecksDefinition,
     AssetCheckSeverity,
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 ACCOUNTED = "every_event_is_accounted_for"
 NONE_FAILED = "no_event_failed_or_was_rejected"
+RECONCILIATION_CHECKS = tuple(
+    AssetCheckKey(ANNOUNCEMENTS, name) for name in (ACCOUNTED, NONE_FAILED)
+)
 _SHOWN = 100
 
 

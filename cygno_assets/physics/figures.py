@@ -337,6 +337,92 @@ def over_time_figure(hours: Sequence[float], panels: Sequence[Panel], title: str
     return _as_png(figure)
 
 
+def quantity_figure(
+    minutes: NDArray[np.float64],
+    values: NDArray[np.float64],
+    limits: tuple[float, float],
+    label: str,
+    title: str,
+) -> bytes:
+    """A quantity of each event over time, and the limits that its median may not pass.
+
+    Args:
+        minutes: of each event, before the newest one: 0 and less.
+        values: of each event, of the same shape.
+        limits: drawn as lines; what is outside is shaded.
+        label: of the quantity, with its unit.
+        title: above the plot.
+
+    Returns:
+        A PNG file of 480 × 240 pixels.
+    """
+    figure = _figure(4.8, 2.4)
+    axes = figure.add_subplot()
+    axes.plot(minutes, values, ".", ms=2, color="#0b3d91")
+    low, high = axes.get_ylim()
+    margin = 0.2 * (limits[1] - limits[0])
+    low, high = min(low, limits[0] - margin), max(high, limits[1] + margin)
+    for edge, outside in zip(limits, (low, high), strict=True):
+        axes.axhline(edge, color="#8f0f56", ls="--", lw=1)
+        axes.axhspan(edge, outside, color="#ff6fb5", alpha=0.18, lw=0)
+    axes.set_ylim(low, high)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("minutes before the newest event", fontsize=8)
+    axes.set_ylabel(label, fontsize=8)
+    axes.tick_params(labelsize=7)
+    return _as_png(figure)
+
+
+def comparison_figure(live: NDArray[np.int64], training: NDArray[np.float64], title: str) -> bytes:
+    """Shares of the pixel values of two sets of images, log scale.
+
+    Args:
+        live: counts of the values 0 … 255, of shape (256,); at least one.
+        training: likewise.
+        title: above the plot.
+
+    Returns:
+        A PNG file of 480 × 240 pixels.
+    """
+    figure = _figure(4.8, 2.4)
+    axes = figure.add_subplot()
+    edges = np.arange(live.size + 1) - 0.5
+    axes.stairs(training / training.sum(), edges, color="#ff6fb5", lw=1.5, label="training set")
+    axes.stairs(live / live.sum(), edges, color="#0b3d91", lw=1, label="live")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=1e-8)
+    seen = np.flatnonzero(live)
+    axes.set_xlim(seen[0] - 5, seen[-1] + 5)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("pixel value, ADU", fontsize=8)
+    axes.set_ylabel("share of pixels", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=7, frameon=False)
+    return _as_png(figure)
+
+
+def columns_figure(hottest: NDArray[np.int64], columns: int, title: str) -> bytes:
+    """In how many images each column is the hottest.
+
+    Args:
+        hottest: a column of each image, counted from 0; at least one.
+        columns: how many there are.
+        title: above the plot.
+
+    Returns:
+        A PNG file of 480 × 240 pixels.
+    """
+    figure = _figure(4.8, 2.4)
+    axes = figure.add_subplot()
+    images = np.bincount(hottest, minlength=columns)
+    axes.stairs(images, np.arange(images.size + 1) - 0.5, color="#0b3d91", fill=True)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("column, pixels", fontsize=8)
+    axes.set_ylabel("images it is hottest in", fontsize=8)
+    axes.tick_params(labelsize=7)
+    return _as_png(figure)
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 

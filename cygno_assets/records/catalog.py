@@ -29,7 +29,7 @@ from cygno_assets.records.history import (
     reason_of,
     retried_by_dagster,
 )
-from cygno_assets.records.made import Made, made_since, newest_made
+from cygno_assets.records.made import Made, made_since, newest_of
 from cygno_assets.storage import event_tables
 from cygno_assets.storage.event_tables import EVENT_COLUMNS, FAILED, MATERIALIZED
 
@@ -210,7 +210,7 @@ def entries(
     """
     events = {*news.tensors, *news.failures}
     images = {event: news.images[event] for event in events & news.images.keys()}
-    images |= newest_made(instance, RAW_IMAGE, events - images.keys())
+    images |= newest_of(instance, RAW_IMAGE, events - images.keys())
     # Fetched by its announcement, so this says when it was acquired first. Of what was made again
     # from a stored image, the announcement may be another one, or gone.
     first_hand = {

@@ -40,7 +40,7 @@ from cygno_assets.records.history import (
     sequence_of,
     unfinished_runs,
 )
-from cygno_assets.records.made import made_lately
+from cygno_assets.records.made import newest_made
 from cygno_assets.settings import SettingsError
 from cygno_assets.storage.locations import data_folder
 
@@ -383,12 +383,12 @@ def _latencies(instance: DagsterInstance, since: datetime) -> dict[str, Latency]
     seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
     tensors = {
         made.run_id: made
-        for made in made_lately(
-            instance, PREPROCESSED_TENSOR, since=since.timestamp(), limit=LATENCIES_OF
+        for made in newest_made(
+            instance, PREPROCESSED_TENSOR, LATENCIES_OF, since=since.timestamp()
         )
         if "latency_s" in made.metadata
     }
-    images = made_lately(instance, RAW_IMAGE, since=since.timestamp(), limit=LATENCIES_OF)
+    images = newest_made(instance, RAW_IMAGE, LATENCIES_OF, since=since.timestamp())
     for image in images:
         if image.run_id not in tensors:
             continue

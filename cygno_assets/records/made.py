@@ -1,6 +1,7 @@
 """What was made of events, as Dagster's event log has it: one materialization after the other.
 
-Here belongs reading it in order and as plain values; what is concluded from it is the callers'.
+Here belongs reading it in order, forwards or from the newest back, and as plain values; what is
+concluded from it is the callers'.
 """
 
 from __future__ import annotations
@@ -64,41 +65,55 @@ def made_since(
 
 
 def newest_made(
-    instance: DagsterInstance, asset: AssetKey, events: Collection[str]
-) -> dict[str, Made]:
-    """The newest materialization of each of these events, as far as any is known."""
-    newest: dict[str, Made] = {}
-    wanted = sorted(events)
-    for first in range(0, len(wanted), _EVENTS_AT_ONCE):
-        some = AssetRecordsFilter(
-            asset_key=asset, asset_partitions=wanted[first : first + _EVENTS_AT_ONCE]
-        )
-        after: str | None = None
-        while True:
-            page = instance.fetch_materializations(some, limit=_PAGE, cursor=after)
-            for made in filter(None, map(_made, page.records)):  # the newest first
-                newest.setdefault(made.event_id, made)
-            if not page.has_more:
-                break
-            after = page.cursor
-    return newest
-
-
-def made_lately(
-    instance: DagsterInstance, asset: AssetKey, *, since: float, limit: int
+    instance: DagsterInstance,
+    asset: AssetKey,
+    limit: int,
+    *,
+    events: Collection[str] | None = None,
+    since: float | None = None,
 ) -> list[Made]:
-    """The newest materializations of an event's asset, the newest first.
+    """Reads back from the newest materialization of an event's asset; each event counts once.
 
     Args:
         instance: Dagster's.
         asset: `raw_image` or `preprocessed_tensor`.
+        limit: so many events at the most.
+        events: only of these; some thousands at the most.
         since: only those after this time, in seconds since 1970.
-        limit: how many at the most; up to 1000.
+
+    Returns:
+        The newest materialization of each event, the newest first.
     """
-    page = instance.fetch_materializations(
-        AssetRecordsFilter(asset_key=asset, after_timestamp=since), limit=limit
+    found: dict[str, Made] = {}
+    cursor: str | None = None
+    wanted = AssetRecordsFilter(
+        asset_key=asset,
+        asset_partitions=None if events is None else list(events),
+        after_timestamp=since,
     )
-    return list(filter(None, map(_made, page.records)))
+    while len(found) < limit:
+        page = instance.fetch_materializations(
+            wanted, limit=min(_PAGE, limit - len(found)), cursor=cursor
+        )
+        for made in filter(None, map(_made, page.records)):
+            found.setdefault(made.event_id, made)
+        if not page.has_more:
+            break
+        cursor = page.cursor
+    return list(found.values())
+
+
+def newest_of(
+    instance: DagsterInstance, asset: AssetKey, events: Collection[str]
+) -> dict[str, Made]:
+    """The newest materialization of each of these events, as far as any is known."""
+    wanted = sorted(events)
+    parts = [wanted[i : i + _EVENTS_AT_ONCE] for i in range(0, len(wanted), _EVENTS_AT_ONCE)]
+    return {
+        made.event_id: made
+        for part in parts
+        for made in newest_made(instance, asset, len(part), events=part)
+    }
 
 
 def _made(record: EventLogRecord) -> Made | None:

@@ -17,6 +17,7 @@ from cygno_assets.services.stack import running_daq_servers, running_stack
 from cygno_assets.settings import Settings, SettingsError, environment_name, load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from dagster import DagsterInstance
@@ -60,6 +61,7 @@ def run_demo(
     seed: int | None,
     images: Path | None,
     training: bool,
+    faults: Mapping[str, object],
 ) -> int:
     """Runs the system against a simulated DAQ, which offers a training set too.
 
@@ -70,6 +72,7 @@ def run_demo(
         seed: of images and gaps; None draws one.
         images: folder to take images from instead of simulating them.
         training: wait for the training set's assets too, and count them in what is returned.
+        faults: of the DAQ, by the options of `simulate daq`; None is no fault.
 
     Returns:
         0 if all that was waited for was materialized, else 1.
@@ -104,6 +107,11 @@ def run_demo(
                     *("--rate", str(rate_hz), "--seed", str(seed)),
                     *(() if events is None else ("--events", str(events))),
                     *(() if images is None else ("--images", str(images))),
+                    *(
+                        f"--{name.replace('_', '-')}={n}"
+                        for name, n in faults.items()
+                        if n is not None
+                    ),
                 ],
                 home / "logs" / "daq.log",
                 {

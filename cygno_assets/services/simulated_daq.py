@@ -34,6 +34,11 @@ def run_simulated_daq(
     rate: float,
     seed: int | None,
     images: Path | None,
+    pedestal_shift: float | None,
+    hot_columns: int | None,
+    exposure: float | None,
+    fault_from: int | None,
+    stop_after: int | None,
 ) -> int:
     """Runs the DAQ until all events are announced, or until it is interrupted.
 
@@ -46,6 +51,7 @@ def run_simulated_daq(
         ServiceError: an option is wrong or missing, or a server does not come up.
     """
     from cygno_assets.daq.simulator.bucket import BucketSettings
+    from cygno_assets.daq.simulator.camera import CameraFault
     from cygno_assets.daq.simulator.daq import DaqConfig, SimulatedDaq
     from cygno_assets.daq.simulator.events import ImagesFromDirectory, ParametricImages, Season
 
@@ -54,7 +60,16 @@ def run_simulated_daq(
     seed = secrets.randbelow(2**31) if seed is None else seed
     try:
         zone = ZoneInfo(timezone)
-        source = ParametricImages(seed) if images is None else ImagesFromDirectory(images, seed)
+        fault = CameraFault(
+            pedestal_shift_adu=pedestal_shift or 0.0,
+            hot_columns=hot_columns or 0,
+            exposure=exposure or 1.0,
+        )
+        source = (
+            ParametricImages(seed, fault=fault, fault_from=fault_from or 1)
+            if images is None
+            else ImagesFromDirectory(images, seed)
+        )
     except ZoneInfoNotFoundError:
         raise ServiceError(f"--timezone {timezone!r} is no IANA time zone") from None
     except ValueError as error:
@@ -91,6 +106,7 @@ def run_simulated_daq(
                 timezone=zone,
                 rate_hz=rate,
                 limit=events,
+                stop_after=stop_after,
                 seed=seed,
                 season=Season(season_s),
                 burst=burst,

@@ -142,6 +142,23 @@ class WebUI(web_ui.WebUI):
         tags = [{"key": "dagster/partition", "value": event}]
         return [run["status"] for run in self._runs(tags=tags)]
 
+    def check_verdicts(self, asset: str, check: str) -> list[tuple[str, str]]:
+        """Status and description of each execution of a check, the newest first."""
+        found = self.ask(
+            """query($key: AssetKeyInput!, $check: String!) { assetCheckExecutions(assetKey: $key,
+            checkName: $check, limit: 20) { status evaluation { description } } }""",
+            key={"path": [asset]},
+            check=check,
+        )["assetCheckExecutions"]
+        return [(one["status"], (one["evaluation"] or {}).get("description", "")) for one in found]
+
+    def checks_in(self, run_id: str) -> list[str]:
+        """The checks that a run evaluated."""
+        query = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {
+            ... on AssetCheckEvaluationEvent { evaluation { checkName } } } } } }"""
+        events = self.ask(query, id=run_id)["logsForRun"]["events"]
+        return [event["evaluation"]["checkName"] for event in events if event]
+
     def newest_run(self, event: str) -> str:
         """Id of the newest run of an event."""
         tags = [{"key": "dagster/partition", "value": event}]

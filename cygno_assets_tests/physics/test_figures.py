@@ -11,12 +11,15 @@ from PIL import Image
 
 from cygno_assets.physics.figures import (
     Panel,
+    columns_figure,
+    comparison_figure,
     event_figure,
     events_figure,
     histogram_figure,
     image_figure,
     over_time_figure,
     population_figure,
+    quantity_figure,
     recoils_figure,
     small_copy,
 )
@@ -109,6 +112,43 @@ def test_fewer_recoils_leave_room_and_no_error(nuclear: int) -> None:
     tensor = np.zeros((128, 128), np.float32)
     drawn = recoils_figure({"nuclear": [("1 keV", tensor)] * nuclear, "electronic": []}, SPEC)
     assert pixels_of(drawn).shape == (340, 680, 3)
+
+
+def test_a_quantity_outside_its_limits_is_on_shaded_ground() -> None:
+    minutes = np.linspace(-60, 0, 300)
+
+    def shaded(value: float) -> float:
+        values = np.linspace(value - 0.1, value + 0.1, 300)
+        drawn = pixels_of(quantity_figure(minutes, values, (99.4, 100.4), "mean, ADU", "pedestal"))
+        assert drawn.shape == (240, 480, 3)
+        pale = (drawn[..., 0] > 245) & (drawn[..., 1] < 240) & (drawn[..., 1] > 180)
+        return float(pale.mean())
+
+    assert shaded(99.9) > 0.05
+    assert shaded(107.9) > 2 * shaded(99.9)  # most of the axis is beyond the limit
+
+
+def test_two_histograms_are_drawn_where_they_are() -> None:
+    counts = HISTOGRAM.counts
+
+    def pink_column(shift: int) -> float:
+        training = np.roll(counts, shift).astype(float)
+        drawn = pixels_of(comparison_figure(counts, training, "two"))
+        assert drawn.shape == (240, 480, 3)
+        assert np.sum(is_blue(drawn)) > 300
+        return float(np.argwhere(is_pink(drawn))[:, 1].mean())
+
+    assert pink_column(-10) < pink_column(0) < pink_column(10)
+
+
+def test_a_hot_column_stands_out() -> None:
+    def height(hottest: list[int]) -> int:
+        drawn = pixels_of(columns_figure(np.array(hottest), 576, "columns"))
+        assert drawn.shape == (240, 480, 3)
+        return int((drawn.sum(axis=2) < 500)[40:180, 60:].any(axis=1).sum())
+
+    assert height([300] * 40)
+    assert height(list(range(40)))
 
 
 def test_a_small_copy_looks_the_same_and_is_small() -> None:

@@ -9,7 +9,7 @@ from dagster import AssetMaterialization, DagsterInstance, MetadataValue
 
 from cygno_assets.names import RAW_IMAGE
 from cygno_assets.records import made
-from cygno_assets.records.made import made_since
+from cygno_assets.records.made import made_since, newest_made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,3 +49,19 @@ def test_reading_on_and_from_a_time(instance: DagsterInstance) -> None:
     assert list(made_since(instance, RAW_IMAGE, storage_id=last.storage_id)) == []
     assert list(made_since(instance, RAW_IMAGE, since=last.timestamp + 1)) == []
     assert len(list(made_since(instance, RAW_IMAGE, since=first.timestamp - 1))) == 5
+
+
+def test_reading_back_from_the_newest_takes_each_event_once(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(made, "_PAGE", 2)
+    again = AssetMaterialization(RAW_IMAGE, partition="run-1", metadata={"mean_adu": 101.0})
+    instance.report_runless_asset_event(again)
+
+    def read(limit: int, events: list[str] | None = None) -> list[str]:
+        return [one.event_id for one in newest_made(instance, RAW_IMAGE, limit, events=events)]
+
+    assert read(10) == ["run-1", "run-4", "run-3", "run-2", "run-0"]
+    assert read(3) == ["run-1", "run-4", "run-3"]
+    assert read(10, ["run-0", "run-1", "run-9"]) == ["run-1", "run-0"]
+    assert newest_made(instance, RAW_IMAGE, 1)[0].metadata == {"mean_adu": 101.0}

@@ -49,6 +49,7 @@ class DaqConfig:
         timezone: The zone of the clock on the DAQ's wall; not told on the wire.
         rate_hz: Mean events/s; the school's default is 300 an hour.
         limit: How many events; None goes on for ever.
+        stop_after: After so many events it falls silent, but keeps running; None never does.
         seed: Decides the arrival times.
         season: How often there is signal; the school's default is a "year" of 3 h.
         burst: Upload all `limit` images first, as fast as possible, then announce them all at once.
@@ -67,6 +68,7 @@ class DaqConfig:
     timezone: ZoneInfo
     rate_hz: float = 300 / 3600
     limit: int | None = None
+    stop_after: int | None = None
     seed: int = 0
     season: Season = _DEFAULT_SEASON
     burst: bool = False
@@ -79,6 +81,10 @@ class DaqConfig:
         check_lifetime(self.url_lifetime)
         if self.limit is not None and self.limit < 0:
             raise ValueError(f"limit = {self.limit}: must not be below 0")
+        if self.stop_after is not None and self.stop_after < 0:
+            raise ValueError(f"stop_after = {self.stop_after}: must not be below 0")
+        if self.stop_after is not None and self.limit is not None:
+            raise ValueError("limit and stop_after exclude each other: the one ends it")
         if self.burst and self.limit is None:
             raise ValueError("burst = True: needs a limit")
 
@@ -99,7 +105,7 @@ class SimulatedDaq:
         self._announced = 0
 
     async def run(self) -> int:
-        """Runs until `limit` events are done, or until cancelled.
+        """Runs until `limit` events are done, or until cancelled; after `stop_after`, in silence.
 
         An image that cannot be stored is not announced, and an announcement that cannot be sent is
         lost, both with a line in the log; neither ends the run.
@@ -124,6 +130,9 @@ class SimulatedDaq:
             try:
                 await self._produce(client, truth)
                 await _flush(client)
+                if config.stop_after is not None:
+                    _log.info("the simulated DAQ falls silent, and keeps running")
+                    await asyncio.get_running_loop().create_future()
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             finally:
@@ -142,7 +151,8 @@ class SimulatedDaq:
             may_announce.set_result(None)
         before = may_announce
         due_s = loop.time()  # absolute, so that what is slow lowers no rate
-        numbers = itertools.count() if config.limit is None else range(config.limit)
+        number = config.limit if config.stop_after is None else config.stop_after
+        numbers = itertools.count() if number is None else range(number)
         async with asyncio.TaskGroup() as tasks:
             for _ in numbers:
                 gap_s, event = await asyncio.to_thread(next, stream)

@@ -14,7 +14,13 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from cygno_assets.daq.simulator.camera import file_name, record_image, simulate_image
+from cygno_assets.daq.simulator.camera import (
+    NO_FAULT,
+    CameraFault,
+    file_name,
+    record_image,
+    simulate_image,
+)
 from cygno_assets.physics.ground_truth import RecoilType, UnlabelledPathError, label_of
 
 ENERGIES_KEV = (1.0, 3.0, 6.0, 10.0, 20.0, 30.0)
@@ -85,9 +91,17 @@ class ParametricImages:
 
     Args:
         seed: Decides every image. The camera is always the same one.
+        fault: What is wrong with the camera.
+        fault_from: The first event that it is wrong from, counted from 1.
+
+    Raises:
+        ValueError: fault_from below 1.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, fault: CameraFault = NO_FAULT, fault_from: int = 1) -> None:
+        if fault_from < 1:
+            raise ValueError(f"fault_from = {fault_from}: must be at least 1")
+        self._fault, self._fault_from = fault, fault_from
         self._seed = seed
         _, self._choices, self._pixels = _random_streams(seed)
         self._numbers = itertools.count()
@@ -97,12 +111,14 @@ class ParametricImages:
         is_signal = self._choices.random() < signal_probability
         recoil_type: RecoilType = "nuclear" if is_signal else "electronic"
         energy_kev = float(self._choices.choice(ENERGIES_KEV))
-        image = simulate_image(self._pixels, recoil_type, energy_kev)
+        number = next(self._numbers)
+        fault = self._fault if number + 1 >= self._fault_from else NO_FAULT
+        image = simulate_image(self._pixels, recoil_type, energy_kev, fault=fault)
         image_bytes = record_image(self._pixels, image)
         return SimulatedEvent(
             image_bytes=image_bytes,
             filename=file_name(image_bytes),
-            original=f"parametric/seed-{self._seed}/{next(self._numbers)}",
+            original=f"parametric/seed-{self._seed}/{number}",
             recoil_type=recoil_type,
             energy_kev=energy_kev,
         )

@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cygno_assets.daq.simulator.camera import (
+    HOT_COLUMN_ADU,
     LIGHT_ADU_PER_KEV,
     PEDESTAL_ADU,
     SIDE_PX,
+    CameraFault,
     RecoilType,
     encode_jpeg,
     file_name,
+    hot_columns,
     record_image,
     simulate_image,
     track_light,
@@ -166,6 +169,76 @@ def test_pedestal_moves_the_image() -> None:
     image = simulate_image(np.random.default_rng(0), "nuclear", 1, pedestal_adu=40)
 
     assert image.mean() == pytest.approx(40, abs=0.1)
+
+
+def faulty(fault: CameraFault, seed: int = 0) -> NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    image = simulate_image(rng, "electronic", 6, fault=fault)
+    return decode(record_image(rng, image))
+
+
+def test_a_shifted_pedestal_moves_every_pixel_and_nothing_else() -> None:
+    good, bad = faulty(CameraFault()), faulty(CameraFault(pedestal_shift_adu=8))
+
+    assert (bad - good).mean() == pytest.approx(8, abs=0.02)
+    assert bad.std() == pytest.approx(good.std(), abs=0.02)
+
+
+def test_hot_columns_are_the_same_ones_in_each_image() -> None:
+    fault = CameraFault(hot_columns=3)
+    excess = [faulty(fault, s).mean(0) - faulty(CameraFault(), s).mean(0) for s in range(3)]
+
+    assert [set(np.flatnonzero(one > HOT_COLUMN_ADU / 2)) for one in excess] == [
+        set(hot_columns(3))
+    ] * 3
+    # The JPEG takes up to half an ADU of it.
+    assert np.mean(excess, axis=0)[hot_columns(3)] == pytest.approx(HOT_COLUMN_ADU, abs=0.8)
+    assert set(hot_columns(3)) < set(hot_columns(10))
+    assert set(hot_columns(3, camera_seed=1)) != set(hot_columns(3))
+
+
+def test_a_longer_exposure_has_more_light_and_the_root_more_noise() -> None:
+    def images(exposure: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        fault, rng = CameraFault(exposure=exposure), np.random.default_rng
+        clean = simulate_image(rng(0), "nuclear", 6, noise=False, fault=fault)
+        return clean, simulate_image(rng(0), "nuclear", 6, fault=fault)
+
+    (light, image), (more_light, brighter) = images(1), images(4)
+    lit = light > PEDESTAL_ADU + 5
+    assert (more_light[lit] - PEDESTAL_ADU).sum() == pytest.approx(
+        4 * (light[lit] - PEDESTAL_ADU).sum(), rel=0.01
+    )
+    dark = ~lit & (more_light < PEDESTAL_ADU + 1)
+    noise, more_noise = ((one - one.mean(axis=0))[dark].std() for one in (image, brighter))
+    assert more_noise / noise == pytest.approx(2, rel=0.02)
+    assert np.median(brighter) == np.median(image)
+
+
+@given(seeds, st.floats(-50, 50), st.integers(0, 20), st.floats(0.5, 4))
+@settings(max_examples=5, deadline=None)
+def test_a_fault_draws_nothing(seed: int, shift: float, columns: int, exposure: float) -> None:
+    fault = CameraFault(pedestal_shift_adu=shift, hot_columns=columns, exposure=exposure)
+    good, bad = np.random.default_rng(seed), np.random.default_rng(seed)
+    simulate_image(good, "electronic", 6)
+    simulate_image(bad, "electronic", 6, fault=fault)
+
+    assert good.bit_generator.state == bad.bit_generator.state
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pedestal_shift_adu", 256),
+        ("pedestal_shift_adu", float("nan")),
+        ("hot_columns", -1),
+        ("hot_columns", 577),
+        ("exposure", 0),
+        ("exposure", float("inf")),
+    ],
+)
+def test_a_fault_that_does_not_exist_is_named(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field} = {value}"):
+        CameraFault(**{field: value})  # type: ignore[arg-type]
 
 
 def test_electron_tracks_are_longer_and_only_they_leave_the_crop() -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -355,6 +355,8 @@ def test_the_last_announcements_wait_for_a_server_that_is_away(
         ("rate_hz", 0, "rate_hz = 0"),
         ("limit", -1, "limit = -1"),
         ("limit", None, "burst = True: needs a limit"),
+        ("stop_after", 3, "limit and stop_after exclude each other"),
+        ("stop_after", -1, "stop_after = -1"),
         ("url_lifetime", timedelta(days=8), "lifetime = 8 days"),
     ],
 )
@@ -363,6 +365,23 @@ def test_a_field_out_of_range_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         replace(config, burst=True, **{field: value})  # type: ignore[arg-type]
+
+
+def test_a_daq_that_falls_silent_keeps_running(config: DaqConfig) -> None:
+    async def run() -> int:
+        daq = asyncio.create_task(SimulatedDaq(replace(config, limit=None, stop_after=3)).run())
+        truth = TruthTable(config.truth_path)
+        while not config.truth_path.exists() or truth.count() < 3:
+            await asyncio.sleep(0.01)
+        done, _ = await asyncio.wait([daq], timeout=0.5)  # 50 events' time
+        assert not done
+        daq.cancel()
+        with suppress(asyncio.CancelledError):
+            await daq
+        return truth.count()
+
+    announced, payloads = heard(config, run)
+    assert announced == len(payloads) == 3
 
 
 def test_no_events_are_no_announcements(config: DaqConfig) -> None:

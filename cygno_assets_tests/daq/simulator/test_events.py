@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cygno_assets.daq.simulator import events
-from cygno_assets.daq.simulator.camera import DAQ_NOISE_ADU, file_name, simulate_image
+from cygno_assets.daq.simulator.camera import (
+    DAQ_NOISE_ADU,
+    CameraFault,
+    file_name,
+    simulate_image,
+)
 from cygno_assets.daq.simulator.events import (
     ENERGIES_KEV,
     ImagesFromDirectory,
@@ -117,7 +122,7 @@ def test_gaps_do_not_depend_on_the_source() -> None:
 def test_one_seed_gives_gaps_and_choices_that_have_nothing_in_common(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(events, "simulate_image", lambda *_: None)
+    monkeypatch.setattr(events, "simulate_image", lambda *_, **__: None)
     monkeypatch.setattr(events, "record_image", lambda *_: b"")
     always = Season(period_s=1e9, peak=1)
     gaps, signals = [], []
@@ -154,6 +159,20 @@ def test_signal_is_as_probable_as_asked_for_and_energies_are_the_schools() -> No
     assert all(event.is_signal == (event.recoil_type == "nuclear") for event in drawn)
     assert len({event.filename for event in drawn}) == 300
     assert len({event.original for event in drawn}) == 300
+
+
+def test_a_fault_begins_with_its_event_and_leaves_the_others_as_they_are() -> None:
+    def names(source: ParametricImages) -> list[str]:
+        return [source.next_event(0.5).filename for _ in range(5)]
+
+    good, shift = names(ParametricImages(7)), CameraFault(pedestal_shift_adu=3)
+    late = names(ParametricImages(7, fault=shift, fault_from=4))
+    assert late[:3] == good[:3]
+    assert not set(late[3:]) & set(good[3:])
+    assert late[3:] == names(ParametricImages(7, fault=shift))[3:]
+    assert names(ParametricImages(7, fault=CameraFault(), fault_from=2)) == good
+    with pytest.raises(ValueError, match="fault_from = 0"):
+        ParametricImages(7, fault_from=0)
 
 
 @pytest.mark.parametrize(("probability", "is_signal"), [(0.0, False), (1.0, True)])
