@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
-from dagster import Definitions, ExecutorDefinition, in_process_executor
+from dagster import (
+    BetaWarning,
+    Definitions,
+    ExecutorDefinition,
+    in_process_executor,
+    with_source_code_references,
+)
 
 from cygno_assets.assets.live import build_live_assets
 from cygno_assets.assets.training import build_training_assets
@@ -52,13 +59,19 @@ def build_defs(
     """
     settings = load_settings() if settings is None else settings
     root = data_root(settings)
-    training = [
-        *build_training_assets(settings),
-        *build_training_figures(settings),
-        *build_training_dataset(settings),
-    ]
+    with warnings.catch_warnings():
+        # References to code are a beta of Dagster's; only the web UI shows them.
+        warnings.simplefilter("ignore", BetaWarning)
+        training = [
+            *build_training_assets(settings),
+            *build_training_figures(settings),
+            *build_training_dataset(settings),
+        ]
+        assets = with_source_code_references(
+            [*build_live_assets(settings), *automated(training, settings)]
+        )
     return Definitions(
-        assets=[*build_live_assets(settings), *automated(training, settings)],
+        assets=assets,
         asset_checks=[*build_live_checks(settings), *build_training_checks(settings)],
         jobs=[live_event_job],
         sensors=[

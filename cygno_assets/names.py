@@ -44,6 +44,7 @@ TRAINING_ASSETS = (
 """All of them."""
 
 QUALITY_GROUP = "quality"
+"""What says how good the others are, and is an input of none of them."""
 
 DAQ_EVENTS = "daq_events"
 """The sensor that reads the inbox; its cursor says how far."""

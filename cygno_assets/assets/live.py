@@ -24,7 +24,7 @@ from dagster import (
     asset,
 )
 
-from cygno_assets.assets.metadata import picture
+from cygno_assets.assets.metadata import code_of, picture, stored_at
 from cygno_assets.daq.announcement import (
     NotAnEventError,
     is_event_id,
@@ -154,6 +154,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             "inbox_stream": STREAM,
             "inbox_subjects": f"{EVENT_SUBJECT}.*",
             "kept_days": settings.inbox_max_age_days,
+            **code_of(parse_announcement),
         },
     )
 
@@ -227,7 +228,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             "hottest_column": columns.hottest,
             "hottest_column_excess_adu": round(columns.excess_adu, 3),
             **_brightest(spot),
-            "path": MetadataValue.path(str(raw_image_io_manager.path(RAW_IMAGE, event_id))),
+            "path": stored_at(raw_image_io_manager.path(RAW_IMAGE, event_id)),
             # So that windows of events can be summed without opening an image.
             "pixel_counts": counts_to_text(counts),
         }
