@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,25 +64,30 @@ class System:
     def announce(self, *images: bytes) -> list[str]:
         """Announces images as the DAQ does; returns their event ids when the inbox has them."""
         named = {name_of(image): image for image in images}
+        self.stored.update(named)
+        self.images.answers[:] = [self._answer]
+        with ThreadPoolExecutor(1) as thread:  # Playwright has the event loop of this one
+            thread.submit(self._publish, list(named)).result()
+        return [name.rpartition(".")[0] for name in named]
 
-        def send(request: BaseHTTPRequestHandler) -> None:
-            self.may_answer.wait()
-            answer(self.stored[urlsplit(request.path).path.rpartition("/")[2]])(request)
-
+    def _publish(self, names: list[str]) -> None:
         async def publish() -> None:
             async with await nats.connect(self.nats_url) as client:
-                for name in named:
+                for name in names:
                     url = f"{self.images.address}/cygno-daq/{name}?{QUERY}"
                     await client.publish("daq/data", message(name, url))
                 await client.flush()
 
-        self.stored.update(named)
-        self.images.answers[:] = [send]
+        def recorded() -> bool:
+            return all(inbox.newest_announcement(name.rpartition(".")[0]) for name in names)
+
         asyncio.run(publish())
         inbox = Inbox(load_settings({"home": self.home}).resolve_inbox_url)
-        events = [name.rpartition(".")[0] for name in named]
-        wait_until("all are recorded", lambda: all(map(inbox.newest_announcement, events)))
-        return events
+        wait_until("all are recorded", recorded)
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.may_answer.wait()
+        answer(self.stored[urlsplit(request.path).path.rpartition("/")[2]])(request)
 
     def tensor(self, event: str) -> Path:
         """Where an event's tensor is stored."""
