@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
-from dagster import Definitions, ExecutorDefinition, in_process_executor
+from dagster import (
+    BetaWarning,
+    Definitions,
+    ExecutorDefinition,
+    in_process_executor,
+    with_source_code_references,
+)
 
 from cygno_assets.assets.catalog import build_event_catalog
 from cygno_assets.assets.health import build_pipeline_health
@@ -64,19 +71,23 @@ def build_defs(
     settings = load_settings() if settings is None else settings
     root = data_root(settings)
     prune_job = build_prune_job(settings)
-    training = [
-        *build_training_assets(settings),
-        *build_training_figures(settings),
-        *build_training_dataset(settings),
-    ]
-    assets = [
-        *build_live_assets(settings),
-        *build_event_catalog(settings),
-        *automated(training, settings),
-        build_pipeline_health(settings),
-    ]
+    with warnings.catch_warnings():
+        # References to code are a beta of Dagster's; only the web UI shows them.
+        warnings.simplefilter("ignore", BetaWarning)
+        training = [
+            *build_training_assets(settings),
+            *build_training_figures(settings),
+            *build_training_dataset(settings),
+        ]
+        every = [
+            *build_live_assets(settings),
+            *build_event_catalog(settings),
+            *automated(training, settings),
+            build_pipeline_health(settings),
+        ]
+        assets = with_source_code_references(with_freshness(every, settings))
     return Definitions(
-        assets=with_freshness(assets, settings),
+        assets=assets,
         asset_checks=[
             *build_live_checks(settings),
             *build_live_window_checks(settings),

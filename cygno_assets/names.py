@@ -46,13 +46,12 @@ TRAINING_ASSETS = (
 """All of them."""
 
 QUALITY_GROUP = "quality"
+"""What says how good the others are, and is an input of none of them."""
 PIPELINE_HEALTH = AssetKey("pipeline_health")
 
 LIVE_JOB = "live_event"
 """The job that makes one event, from its announcement to its tensor."""
 
-LIVE_JOB = "live_event"
-"""The job whose runs the sensors request, one for each event."""
 DAQ_EVENTS = "daq_events"
 """The sensor that reads the inbox; its cursor says how far."""
 FAILED_EVENTS = "failed_events"
@@ -60,8 +59,6 @@ FAILED_EVENTS = "failed_events"
 NOTIFICATIONS = "notifications"
 """The sensor that tells people of failures."""
 
-LIVE_JOB = "live_event"
-"""The job of one event."""
 CATALOG_JOB = "catalog_day"
 """The job of one day of the event catalogue."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.s3_server import BucketAccess, S3Server
+from cygno_assets_tests.wire import no_settings_from_outside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_from_outside() -> Iterator[None]:
     """Tests see no setting of whoever runs them."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in list(os.environ):
-            if name.startswith(("CYGNO_", "DAGSTER_")):
-                monkeypatch.delenv(name)
+    with no_settings_from_outside():
         yield
 
 

@@ -58,6 +58,16 @@ def test_documents_name_only_settings_and_files_that_exist(document: Path) -> No
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_each_picture_is_shown_in_a_document_and_none_is_missing() -> None:
+    shown = {
+        (document.parent / target).resolve()
+        for document in DOCS
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", document.read_text())
+    }
+    assert shown == set((CHECKOUT / "docs" / "images").iterdir())
+    assert max(picture.stat().st_size for picture in shown) <= 300_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [

@@ -3,56 +3,128 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pytest
 import yaml
-from dagster import DagsterInstance, Definitions
+from dagster import DagsterInstance, Definitions, TableColumn
 from dagster._core.instance.ref import InstanceRef
 
 from cygno_assets.build import build_defs
 from cygno_assets.instance import CygnoInstance
-from cygno_assets.names import TRAINING_ASSETS
+from cygno_assets.names import (
+    LIVE_GROUP,
+    QUALITY_GROUP,
+    TRAINING_ARCHIVE,
+    TRAINING_ASSETS,
+    TRAINING_GROUP,
+)
 from cygno_assets.services.dagster_services import LOCATION
 from cygno_assets.settings import CHECKOUT, load_settings
-
-if TYPE_CHECKING:
-    import pytest
+from cygno_assets_tests.wire import no_settings_from_outside
 
 HEAVY = {"PIL", "matplotlib", "nats", "obstore", "pandas", "pyarrow", "requests", "scipy"}
+TABLE = "dagster/column_schema"
 
 
-def test_the_definitions_load_and_every_asset_is_described() -> None:
-    definitions = build_defs(load_settings())
-    Definitions.validate_loadable(definitions)
-    specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+with no_settings_from_outside():
+    DEFINITIONS = build_defs(load_settings())
+SPECS = {spec.key.to_user_string(): spec for spec in DEFINITIONS.resolve_all_asset_specs()}
+GROUPS = {LIVE_GROUP, TRAINING_GROUP, QUALITY_GROUP}
+UNITS = re.compile(r"\b(ADU|keV|pixels?|mm|UTC|seconds?|s)\b")
+NO_QUANTITIES = {"daq_announcements", "unlabelled_paths"}
+"""Assets in which nothing has a unit."""
+
+
+def test_the_definitions_load_and_the_assets_are_these() -> None:
+    Definitions.validate_loadable(DEFINITIONS)
     live = {"daq_announcements", "raw_image", "preprocessed_tensor"}
-    live |= {"event_catalog", "event_tensors"}
-    training = {key.to_user_string() for key in TRAINING_ASSETS}
-    quality = {"pipeline_health"}
-    assert set(specs) == live | training | quality
-    for name, spec in specs.items():
-        assert spec.description
-        assert spec.owners
-        assert spec.kinds
-        assert spec.tags
-        [group] = [
-            group
-            for group, names in {"live": live, "training": training, "quality": quality}.items()
-            if name in names
-        ]
-        assert spec.group_name == group
-        assert spec.code_version or name == "daq_announcements"
-        # What nobody asks for would never be made: sensors and a schedule ask for the others.
-        asked_for = live | quality | {"training_archive"}
-        assert (spec.automation_condition is not None) == (name not in asked_for)
-        # How old may it become? automation/freshness.py
-        assert (spec.freshness_policy is not None) == (name != "daq_announcements"), name
-    assert specs["preprocessed_tensor"].code_version == load_settings().preprocess_spec.hash
-    for name in ("raw_image", "preprocessed_tensor", "pixel_histogram", "suggested_window"):
-        assert "ADU" in (specs[name].description or "")
+    live |= {"event_catalog", "event_tensors", "pipeline_health"}
+    assert live | {key.to_user_string() for key in TRAINING_ASSETS} == set(SPECS)
+    assert SPECS["preprocessed_tensor"].code_version == load_settings().preprocess_spec.hash
+    # What nobody asks for would never be made: a sensor asks for the archive.
+    for key in TRAINING_ASSETS:
+        condition = SPECS[key.to_user_string()].automation_condition
+        assert (condition is None) == (key == TRAINING_ARCHIVE)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_web_ui_says_what_an_asset_is(name: str) -> None:
+    spec = SPECS[name]
+    assert spec.group_name in GROUPS
+    assert spec.description
+    assert UNITS.search(spec.description) or name in NO_QUANTITIES
+    assert spec.owners
+    assert spec.kinds
+    assert "domain" in spec.tags
+    # What is made elsewhere has no code of ours, and is as old as it is.
+    assert spec.code_version or name == "daq_announcements"
+    assert spec.freshness_policy or name == "daq_announcements"
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_web_ui_says_where_an_assets_code_is(name: str) -> None:
+    said = SPECS[name].metadata["dagster/code_references"].value.code_references
+    assert said
+    for reference in said:
+        path = Path(reference.file_path)
+        assert path.is_relative_to(CHECKOUT / "cygno_assets")
+        line = path.read_text().splitlines()[reference.line_number - 1]
+        assert line.lstrip().startswith(("@", "def "))
+
+
+@pytest.mark.parametrize("name", [n for n, s in SPECS.items() if "parquet" in s.kinds])
+def test_a_table_has_columns_and_each_says_what_it_means(name: str) -> None:
+    columns = _columns(name)
+    assert columns
+    assert all(column.description and column.type for column in columns.values())
+    # A name may carry the unit; otherwise the words do.
+    for column in columns.values():
+        if column.name.endswith("_kev"):
+            assert "keV" in column.description
+
+
+@pytest.mark.parametrize("name", [n for n in SPECS if TABLE in SPECS[n].metadata])
+def test_a_table_made_of_tables_says_which_columns_come_from_which(name: str) -> None:
+    above = {dep.asset_key.to_user_string() for dep in SPECS[name].deps}
+    tables = {other for other in above if TABLE in SPECS[other].metadata}
+    lineage = SPECS[name].metadata.get("dagster/column_lineage")
+    if not tables:
+        assert lineage is None
+        return
+    assert lineage is not None
+    sources = lineage.deps_by_column
+    assert sources.keys() <= _columns(name).keys()
+    for dep in (dep for deps in sources.values() for dep in deps):
+        assert dep.asset_key.to_user_string() in tables
+        assert dep.column_name in _columns(dep.asset_key.to_user_string())
+    # A column that is there under the same name comes from there.
+    for column in _columns(name):
+        if any(column in _columns(other) for other in tables):
+            assert column in sources
+
+
+def test_everything_else_that_the_web_ui_lists_is_described_too() -> None:
+    repository = DEFINITIONS.get_repository_def()
+    jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    named = [*repository.sensor_defs, *repository.schedule_defs, *jobs]
+    assert [one.name for one in named if not one.description] == []
+    checks = list(DEFINITIONS.asset_checks or [])
+    assert [
+        spec.key for check in checks for spec in check.check_specs if not spec.description
+    ] == []
+
+
+def test_each_check_can_be_executed_by_itself_in_the_web_ui() -> None:
+    for check in DEFINITIONS.asset_checks or []:
+        assert check.can_subset or len(list(check.check_specs)) == 1
+
+
+def _columns(name: str) -> dict[str, TableColumn]:
+    return {column.name: column for column in SPECS[name].metadata[TABLE].columns}
 
 
 def test_importing_the_definitions_pulls_in_nothing_heavy(tmp_path: Path) -> None:

@@ -1,21 +1,25 @@
-"""What tests say on the wire, and how they wait: shared by tests of several folders."""
+"""What tests say on the wire, how they wait, and what they see: shared by tests of all folders."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 from cygno_assets.daq import inbox
 from cygno_assets.daq.announcement import parse_announcement
 from cygno_assets.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nats.js import JetStreamContext
 
@@ -69,3 +73,13 @@ def wait_until(what: str, happened: Callable[[], object], timeout_s: float = 60.
         if time.monotonic() > deadline:
             raise AssertionError(f"after {timeout_s:g} s still not: {what}")
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def no_settings_from_outside() -> Iterator[None]:
+    """Inside, nobody sees a setting of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in list(os.environ):
+            if name.startswith(("CYGNO_", "DAGSTER_")):
+                monkeypatch.delenv(name)
+        yield

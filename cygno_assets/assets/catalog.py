@@ -23,7 +23,7 @@ from dagster import (
     asset,
 )
 
-from cygno_assets.assets.metadata import figure, records, schema
+from cygno_assets.assets.metadata import figure, records, stored_at, table
 from cygno_assets.daq.inbox import Inbox
 from cygno_assets.names import (
     CATALOG_TAG,
@@ -82,7 +82,7 @@ def build_event_catalog(settings: "Settings") -> list[AssetsDefinition]:
         tags=TAGS,
         code_version="1",
         io_manager_key="table_io_manager",
-        metadata={"dagster/column_schema": schema(EVENT_COLUMNS)},
+        metadata=table(EVENT_COLUMNS),
         description="All events acquired in one UTC day, one row for each: times, image statistics "
         "(ADU), clipped shares, latency (s), files, and why it failed, if it did. Each run adds "
         "what is new in Dagster's event log; no row is ever dropped. "
@@ -132,11 +132,10 @@ def build_event_catalog(settings: "Settings") -> list[AssetsDefinition]:
         tags={"domain": "physics"},
         # As a live tensor's: a changed specification makes both stale.
         code_version=spec.hash,
-        metadata={
-            "dagster/column_schema": schema(
-                [*(c for c in EVENT_COLUMNS if c.name in _TENSOR_COLUMNS), _TENSOR]
-            )
-        },
+        metadata=table(
+            [*(c for c in EVENT_COLUMNS if c.name in _TENSOR_COLUMNS), _TENSOR],
+            made_from={EVENT_CATALOG: EVENT_COLUMNS},
+        ),
         description="All tensors of one UTC day as one Parquet file that pandas and `datasets` "
         f"open, in the format of `training_dataset`: {spec.side} × {spec.side} pixels, windowed "
         f"from {spec.window_low:g}–{spec.window_high:g} ADU to [0, 1], float32. Only those of the "
@@ -193,7 +192,7 @@ def build_event_catalog(settings: "Settings") -> list[AssetsDefinition]:
                 "other_specs": ", ".join(f"{name}: {n}" for name, n in sorted(others.items()))
                 or "none",
                 "gone_or_damaged": len(missing),
-                "path": MetadataValue.path(str(path)),
+                "path": stored_at(path),
             },
             data_version=DataVersion(f"{spec.hash}-{written.hexdigest()[:16]}"),
         )

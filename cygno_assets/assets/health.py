@@ -21,7 +21,7 @@ from dagster import (
     asset,
 )
 
-from cygno_assets.assets.metadata import figure, schema
+from cygno_assets.assets.metadata import figure, stored_at, table
 from cygno_assets.daq.inbox import Inbox
 from cygno_assets.names import ANNOUNCEMENTS, PIPELINE_HEALTH, QUALITY_GROUP
 from cygno_assets.records.health import NUMBERS, STAGES, measure
@@ -58,11 +58,11 @@ def build_pipeline_health(settings: "Settings") -> AssetsDefinition:
         tags={"domain": "operations"},
         code_version="1",
         io_manager_key="table_io_manager",
-        metadata={"dagster/column_schema": schema(COLUMNS)},
+        metadata=table(COLUMNS),
         description="How well the live pipeline is, measured every hour: events per minute, "
-        "latency by stage, backlog, failures, room on the disk. One row for each hour of the last "
-        "year; made again within the hour, its row is replaced. `cygno-assets status` says the "
-        "same of this moment.",
+        "latency by stage (s), backlog, failures, room on the disk. One row for each hour of the "
+        "last year; made again within the hour, its row is replaced. `cygno-assets status` says "
+        "the same of this moment.",
     )
     def pipeline_health(
         context: AssetExecutionContext,
@@ -84,7 +84,7 @@ def build_pipeline_health(settings: "Settings") -> AssetsDefinition:
             "failed": MetadataValue.json(dict(health.failed)),
             "last_24_hours": figure(_last_day(history), "the last 24 hours"),
             "dagster/row_count": len(history),
-            "path": MetadataValue.path(str(table_io_manager.path(PIPELINE_HEALTH))),
+            "path": stored_at(table_io_manager.path(PIPELINE_HEALTH)),
         }
         return MaterializeResult(value=history, metadata=metadata)
 

@@ -24,7 +24,7 @@ from dagster import (
     asset,
 )
 
-from cygno_assets.assets.metadata import picture
+from cygno_assets.assets.metadata import code_of, picture, stored_at
 from cygno_assets.daq.announcement import (
     NotAnEventError,
     is_event_id,
@@ -155,6 +155,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             "inbox_stream": STREAM,
             "inbox_subjects": f"{EVENT_SUBJECT}.*",
             "kept_days": settings.inbox_max_age_days,
+            **code_of(parse_announcement),
         },
     )
 
@@ -202,7 +203,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             **({} if found is None else _source(*found)),
             "size_bytes": len(data),
             "md5": content_md5(data),
-            "path": MetadataValue.path(str(raw_image_io_manager.path(RAW_IMAGE, event_id))),
+            "path": stored_at(raw_image_io_manager.path(RAW_IMAGE, event_id)),
             **image_metadata(image),
         }
         return MaterializeResult(metadata=metadata, data_version=DataVersion(content_md5(data)))

@@ -1,4 +1,4 @@
-"""What the web UI shows of an asset: pictures and tables as metadata.
+"""What the web UI shows of an asset: pictures, tables, columns and places as metadata.
 
 A picture is Markdown with the image inside; the web UI shows it by [Show Markdown].
 """
@@ -7,16 +7,25 @@ import base64
 from typing import TYPE_CHECKING, Any
 
 from dagster import (
+    CodeReferencesMetadataValue,
+    LocalFileCodeReference,
     MarkdownMetadataValue,
     MetadataValue,
+    PathMetadataValue,
     TableColumn,
+    TableColumnDep,
+    TableColumnLineage,
     TableMetadataValue,
     TableRecord,
     TableSchema,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from dagster import AssetKey, RawMetadataValue
+    from upath import UPath
 
     from cygno_assets.storage.tables import Column
 
@@ -39,6 +48,54 @@ def figure(png: bytes, what: str) -> MarkdownMetadataValue:
     from cygno_assets.physics.figures import small_copy
 
     return picture(*small_copy(png), what)
+
+
+def stored_at(path: "UPath | Path") -> PathMetadataValue:
+    """Where a file is stored: its path here, or its s3:// address, which has no credentials.
+
+    As Dagster's UPathIOManager says it of the values that it stores.
+    """
+    return MetadataValue.path(str(path))
+
+
+def code_of(function: "Callable[..., Any]") -> "dict[str, RawMetadataValue]":
+    """Where code stands, for an asset that no function here makes; the others say it themselves."""
+    code = function.__code__
+    reference = LocalFileCodeReference(
+        file_path=code.co_filename, line_number=code.co_firstlineno, label=function.__name__
+    )
+    return {"dagster/code_references": CodeReferencesMetadataValue(code_references=[reference])}
+
+
+def table(
+    columns: "Sequence[Column]",
+    *,
+    made_from: "Mapping[AssetKey, Sequence[Column]] | None" = None,
+    derived: "Mapping[str, tuple[AssetKey, Sequence[str]]] | None" = None,
+) -> "dict[str, RawMetadataValue]":
+    """What is known of an asset that is a table before it is made: columns, and their lineage.
+
+    Args:
+        columns: its own.
+        made_from: the tables that it is made from, with their columns. A column comes from the
+            one of the same name, in the first table that has it.
+        derived: of a column that comes from others, the table and the names of those.
+    """
+    sources = dict(derived or {})
+    for asset_key, others in (made_from or {}).items():
+        theirs = {column.name for column in others}
+        for column in columns:
+            if column.name in theirs:
+                sources.setdefault(column.name, (asset_key, [column.name]))
+    metadata: dict[str, RawMetadataValue] = {"dagster/column_schema": schema(columns)}
+    if sources:
+        metadata["dagster/column_lineage"] = TableColumnLineage(
+            {
+                column: [TableColumnDep(asset_key, name) for name in names]
+                for column, (asset_key, names) in sources.items()
+            }
+        )
+    return metadata
 
 
 def schema(columns: "Sequence[Column]") -> TableSchema:

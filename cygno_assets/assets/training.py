@@ -19,7 +19,6 @@ from dagster import (
     Failure,
     Jitter,
     MaterializeResult,
-    MetadataValue,
     MultiPartitionKey,
     ResourceParam,
     RetryPolicy,
@@ -27,7 +26,7 @@ from dagster import (
     multi_asset,
 )
 
-from cygno_assets.assets.metadata import figure, records, schema
+from cygno_assets.assets.metadata import figure, records, stored_at, table
 from cygno_assets.names import (
     DATASET_PIXEL_HISTOGRAM,
     GROUND_TRUTH,
@@ -119,8 +118,8 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         io_manager_key="json_io_manager",
         retry_policy=_RETRY,
         description="The simulated training set: a zip of PNG images whose paths tell recoil type "
-        "and energy. Fetched once, resumed after a break, checked whole before it is used, and "
-        "read in place: no image is ever unpacked to disk. Adds the partitions of its energies. "
+        "and energy (keV). Fetched once, resumed after a break, checked whole before it is used, "
+        "and read in place: no image is unpacked to disk. Adds the partitions of its energies. "
         "The sensor `new_training_archive` looks for a new one.",
     )
     def training_archive(context: AssetExecutionContext) -> MaterializeResult[Any]:
@@ -146,7 +145,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
                 "images": len(labels),
                 "unlabelled_paths": len(reasons),
                 "energies_kev": ", ".join(f"{energy:g}" for energy in energies),
-                "archive_path": MetadataValue.path(str(fetched.path)),
+                "archive_path": stored_at(fetched.path),
             },
             data_version=DataVersion(fetched.sha256),
         )
@@ -159,7 +158,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         tags=TAGS,
         code_version="1",
         io_manager_key="table_io_manager",
-        metadata={"dagster/column_schema": schema(UNLABELLED_COLUMNS)},
+        metadata=table(UNLABELLED_COLUMNS),
         description="The files of the archive that are no training images, each with the rule "
         "that its path does not fit.",
     )
@@ -188,7 +187,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
                 code_version=survey.CODE_VERSION,
                 io_manager_key="table_io_manager",
                 dagster_type=Any,
-                metadata={"dagster/column_schema": schema(GROUND_TRUTH_COLUMNS)},
+                metadata=table(GROUND_TRUTH_COLUMNS),
                 description="What the images of one recoil type and energy (keV) are: a row for "
                 "each. A cell without images is an empty table.",
             ),
@@ -261,7 +260,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         tags=TAGS,
         code_version="1",
         io_manager_key="table_io_manager",
-        metadata={"dagster/column_schema": schema(GROUND_TRUTH_COLUMNS)},
+        metadata=table(GROUND_TRUTH_COLUMNS, made_from={GROUND_TRUTH: GROUND_TRUTH_COLUMNS}),
         description="The ground truth of the whole training set, one row per image: path, recoil "
         "type, energy (keV), size (pixels), and a digest of the decoded pixels.",
     )

@@ -19,9 +19,12 @@ from dagster import (
     asset,
 )
 
-from cygno_assets.assets.metadata import figure, records, schema
+from cygno_assets.assets.metadata import figure, records, stored_at, table
 from cygno_assets.assets.training import TAGS, archive_limits, cell_of, open_archive
 from cygno_assets.names import (
+    GROUND_TRUTH,
+    GROUND_TRUTH_TABLE,
+    QUALITY_GROUP,
     TRAINING_AUDIT,
     TRAINING_DATASET,
     TRAINING_GROUP,
@@ -38,6 +41,8 @@ from cygno_assets.training import audit, survey
 from cygno_assets.training.archive import ArchiveError
 from cygno_assets.training.tables import (
     DATASET_COLUMNS,
+    GROUND_TRUTH_COLUMNS,
+    MANIFEST_COLUMNS,
     OFFENDER_COLUMNS,
     TENSOR_COLUMNS,
 )
@@ -90,7 +95,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         # As a live tensor's: a changed specification makes both stale.
         code_version=tensors_version,
         io_manager_key="tensor_table_io_manager",
-        metadata={"dagster/column_schema": schema((*TENSOR_COLUMNS, TENSOR))},
+        metadata=table((*TENSOR_COLUMNS, TENSOR), made_from={GROUND_TRUTH: GROUND_TRUTH_COLUMNS}),
         description="What a model sees of the images of one recoil type and energy (keV): the "
         f"central {spec.side} × {spec.side} pixels, windowed from {spec.window_low:g}–"
         f"{spec.window_high:g} ADU to [0, 1], float32, by the same function and specification as "
@@ -155,6 +160,14 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         tags=TAGS,
         code_version=split_spec.hash,
         io_manager_key="json_io_manager",
+        metadata=table(
+            MANIFEST_COLUMNS,
+            made_from={GROUND_TRUTH_TABLE: GROUND_TRUTH_COLUMNS},
+            derived={
+                "split": (GROUND_TRUTH_TABLE, ["pixel_sha256"]),
+                "energy_fold": (GROUND_TRUTH_TABLE, ["recoil_type", "energy_kev"]),
+            },
+        ),
         description="The manifest of splits: which image is for training, validation or test "
         f"({1 - split_spec.validation_share - split_spec.test_share:.0%}, "
         f"{split_spec.validation_share:.0%}, {split_spec.test_share:.0%}), by lot from its pixels "
@@ -191,7 +204,13 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         kinds={"parquet", "numpy", store},
         tags=TAGS,
         code_version=tensors_version,
-        metadata={"dagster/column_schema": schema((*DATASET_COLUMNS, TENSOR))},
+        metadata=table(
+            (*DATASET_COLUMNS, TENSOR),
+            made_from={
+                TRAINING_TENSORS: (*TENSOR_COLUMNS, TENSOR),
+                TRAINING_SPLITS: MANIFEST_COLUMNS,
+            },
+        ),
         description="All tensors of the training set with recoil type, energy (keV), split and "
         "digests: a Parquet file that pandas and `datasets` open, and the same tensors in the "
         "same order as one .npy to map into memory. `from cygno_assets import load_training`.",
@@ -225,8 +244,8 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
                 "spec_hash": spec.hash,
                 "splits_hash": training_splits["hash"],
                 "splits": records(_SPLIT_COLUMNS, _by_split(row_dicts(rows))),
-                "table": MetadataValue.path(str(root / f"{NAME}.parquet")),
-                "tensors": MetadataValue.path(str(root / rows.attrs["tensors_file"])),
+                "path": stored_at(root / f"{NAME}.parquet"),
+                "tensors_path": stored_at(root / rows.attrs["tensors_file"]),
                 "how_to_load": MetadataValue.md(
                     "```python\nfrom cygno_assets import load_training\n\n"
                     'train = load_training("train")  # train.tensors, train.labels, train.rows\n```'
@@ -238,13 +257,13 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
     @asset(
         key=TRAINING_AUDIT,
         deps=[TRAINING_DATASET],
-        group_name=TRAINING_GROUP,
+        group_name=QUALITY_GROUP,
         owners=owners,
         kinds={"pandas", "parquet", store},
         tags=TAGS,
         code_version=audit.CODE_VERSION,
         io_manager_key="table_io_manager",
-        metadata={"dagster/column_schema": schema(OFFENDER_COLUMNS)},
+        metadata=table(OFFENDER_COLUMNS, made_from={TRAINING_DATASET: DATASET_COLUMNS}),
         description="What is wrong with the training set: whether the energy (keV) gives the "
         "recoil type away, images with two labels or in two splits, tracks that leave the crop, "
         "saturated (255 ADU) and empty images, and the balance of types. Each alarm is a check; "

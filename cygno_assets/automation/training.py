@@ -23,7 +23,12 @@ from dagster import (
     sensor,
 )
 
-from cygno_assets.names import TRAINING_ARCHIVE, TRAINING_CELLS, TRAINING_GROUP, UNLABELLED_PATHS
+from cygno_assets.names import (
+    TRAINING_ARCHIVE,
+    TRAINING_ASSETS,
+    TRAINING_CELLS,
+    UNLABELLED_PATHS,
+)
 from cygno_assets.records.history import unfinished_runs
 from cygno_assets.settings import SettingsError, environment_name
 
@@ -147,7 +152,7 @@ def build_automation_sensor() -> AutomationConditionSensorDefinition:
     """Evaluates the conditions; several cells requested at once become a backfill."""
     return AutomationConditionSensorDefinition(
         AUTOMATION_SENSOR,
-        target=AssetSelection.groups(TRAINING_GROUP),
+        target=AssetSelection.assets(*TRAINING_ASSETS),
         default_status=DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=_EVALUATE_EVERY_S,
         emit_backfills=True,

@@ -5,6 +5,7 @@ Each alarm is raised by an archive that was made for it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,11 @@ import pytest
 from dagster import AssetKey
 
 from cygno_assets import load_training
+from cygno_assets.names import TRAINING_ASSETS, TRAINING_CELLS
 from cygno_assets.physics.images import decode_image, preprocess
 from cygno_assets.physics.spec import PreprocessSpec
+from cygno_assets.settings import load_settings
+from cygno_assets.storage.locations import data_root
 from cygno_assets.training.audit import ALARMS
 from cygno_assets_tests.assets.detector import Detector, reason
 from cygno_assets_tests.assets.training_side import AFTER, CELLS, TOTALS, shown_picture
@@ -334,7 +338,9 @@ def test_an_audit_that_does_not_fit_its_archive_is_said(side: TrainingSide) -> N
     assert "the archive does not fit training_dataset" in reason(side.run("training_audit"))
 
 
-def test_it_all_works_on_s3(side: TrainingSide, store_bucket: BucketSettings) -> None:
+def test_it_all_works_on_s3_too_and_says_where_it_is_stored(
+    side: TrainingSide, store_bucket: BucketSettings
+) -> None:
     side.overrides |= {
         "storage_url": f"s3://{store_bucket.bucket}/dataset",
         "storage_s3_endpoint": store_bucket.endpoint,
@@ -344,13 +350,31 @@ def test_it_all_works_on_s3(side: TrainingSide, store_bucket: BucketSettings) ->
     }
     side.all(BOTH)
     assert not (side.home / "data").exists()
+    bucket = data_root(load_settings(side.overrides)).fs
+    for stored in _stored(side):
+        assert stored.startswith(f"s3://{store_bucket.bucket}/dataset/")
+        assert bucket.isfile(stored)
     on_s3 = loaded_with(side.overrides)
     side.overrides.clear()
     side.all(BOTH)
+    for stored in _stored(side):
+        assert Path(stored).is_file()
+        assert Path(stored).is_relative_to(side.home / "data")
     local = load_training()
     assert np.array_equal(on_s3.tensors, local.tensors)
     pd.testing.assert_frame_equal(on_s3.rows, local.rows)
     assert AFTER[-3:] == DATASET
+
+
+def _stored(side: TrainingSide) -> list[str]:
+    """Where the web UI says that each asset of the training set, or its first cell, is stored."""
+    first = side.cells[0]
+    paths = {
+        key: side.metadata(key.to_user_string(), first if key in TRAINING_CELLS else None)["path"]
+        for key in TRAINING_ASSETS
+    }
+    assert len(set(paths.values())) == len(TRAINING_ASSETS)
+    return [*paths.values(), side.metadata("training_dataset")["tensors_path"]]
 
 
 def loaded_with(overrides: Mapping[str, Any]) -> Any:

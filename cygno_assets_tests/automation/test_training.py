@@ -77,7 +77,7 @@ class Daemon:
         result = evaluate_automation_conditions(
             defs=build_defs(load_settings(self.overrides)),
             instance=self.instance,
-            asset_selection=AssetSelection.groups("training"),
+            asset_selection=AssetSelection.assets(*TRAINING_ASSETS),
             evaluation_time=self.now,
             cursor=self.cursor,
         )

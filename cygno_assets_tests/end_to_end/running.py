@@ -19,6 +19,8 @@ from cygno_assets_tests.wire import wait_until
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dagster import AssetKey
+
 PROGRAM = Path(sys.executable).parent / "cygno-assets"
 NO_TRAINING_SET = "/no/training-set.zip"
 """Where tests look for a training set unless they say where: not on the school's server."""
@@ -279,6 +281,17 @@ class WebUI(web_ui.WebUI):
             }
             for made in node["assetMaterializations"]
         ]
+
+    def partition_made(self, asset: AssetKey, partition: str) -> str:
+        """When a partition was last made, in the web UI's own words."""
+        node = self.ask(
+            """query($key: AssetKeyInput!, $partition: String!) {
+            assetNodeOrError(assetKey: $key) { ... on AssetNode {
+            latestMaterializationByPartition(partitions: [$partition]) { timestamp } } } }""",
+            key={"path": list(asset.path)},
+            partition=partition,
+        )["assetNodeOrError"]
+        return str(node["latestMaterializationByPartition"][0]["timestamp"])
 
     def failed_runs(self) -> list[dict[str, str]]:
         """The runs that failed."""

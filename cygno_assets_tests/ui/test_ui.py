@@ -1,48 +1,50 @@
-"""The web UI as a person uses it. `make screenshots` keeps the pictures taken on the way."""
+"""The web UI as a person uses it. `make screenshots` keeps the pictures taken on the way.
+
+All of it is done to one system, one test after the other, and each leaves it idle and in order.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from cygno_assets_tests.wire import wait_until
+from cygno_assets.build import build_defs
+from cygno_assets.checks.live import ACCOUNTED, NONE_FAILED
+from cygno_assets.names import (
+    ANNOUNCEMENTS,
+    DAQ_EVENTS,
+    GROUND_TRUTH,
+    LIVE_GROUP,
+    PIXEL_HISTOGRAM,
+    PREPROCESSED_TENSOR,
+    QUALITY_GROUP,
+    RAW_IMAGE,
+    TRAINING_ARCHIVE,
+    TRAINING_AUDIT,
+    TRAINING_DATASET,
+    TRAINING_GROUP,
+    TRAINING_TENSORS,
+)
+from cygno_assets.settings import load_settings
+from cygno_assets_tests.end_to_end.running import PROGRAM
+from cygno_assets_tests.wire import REAL_IMAGES, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dagster import AssetKey
+    from playwright.sync_api import Locator
+
     from cygno_assets_tests.end_to_end.running import WebUI
+    from cygno_assets_tests.ui.conftest import System
 
 LIVE_GRAPH = "locations/cygno_assets/asset-groups/live/lineage"
-
-
-def test_the_asset_graph_shows_the_road_of_an_event(
-    ui: WebUI, page: Page, picture: Callable[[str], None]
-) -> None:
-    page.set_viewport_size({"width": 1400, "height": 560})
-    page.goto(f"{ui.url}/{LIVE_GRAPH}")
-    page.get_by_text("Hide navigation").click()
-    page.reload()  # the graph is centred anew
-
-    graph = page.locator("svg").filter(has=page.locator("foreignObject"))
-    filled = ["100% filled", f"{len(ui.events())} partitions"]
-    nodes = {
-        "daq_announcements": ["nats"],
-        "raw_image": ["image", "File", *filled],
-        "preprocessed_tensor": ["NumPy", "File", *filled],
-    }
-    left = 0.0
-    for asset, shown in nodes.items():
-        node = graph.locator("foreignObject").filter(has=page.get_by_text(asset, exact=True))
-        for text in shown:
-            expect(node.get_by_text(text, exact=True)).to_be_visible()
-        box = node.bounding_box()
-        assert box is not None
-        assert box["x"] > left  # from left to right
-        left = box["x"]
-    expect(graph.locator("path[marker-end]")).to_have_count(2)  # the arrows
-    picture("asset-graph")
 
 
 def test_a_tensor_has_a_thumbnail_one_can_look_at(
@@ -67,23 +69,36 @@ def test_one_event_is_materialized_with_nothing_typed_in(ui: WebUI, page: Page) 
     event = ui.events()[0]
     page.goto(f"{ui.url}/{LIVE_GRAPH}")
     page.get_by_role("button", name="Materialize all (2)").click()
-    page.get_by_text("Select a partition or create one").click()
-    page.get_by_role("menu").get_by_text(event, exact=True).first.click()
-    page.keyboard.press("Escape")  # closes the menu
+    choose(page, event)
     expect(page.get_by_text("1 partition", exact=True)).to_be_visible()
     page.get_by_role("button", name="Launch 1 run").click()
     page.get_by_role("link", name="View", exact=True).click()
 
     expect(page).to_have_url(f"{ui.url}/runs/{ui.newest_run(event)}")
-    expect(page.get_by_text("Success", exact=True)).to_be_visible(timeout=60_000)
+    run_ends(page, "Success")
     page.get_by_placeholder("Filter…").fill("already stored")
     expect(page.get_by_text("already stored: not downloaded")).to_be_visible()
 
 
-def test_the_sensor_is_on_and_can_be_switched_off_and_on(ui: WebUI, page: Page) -> None:
+def test_one_tensor_is_made_again_from_its_asset_page(ui: WebUI, page: Page) -> None:
+    event = ui.events()[-1]
+    page.goto(f"{ui.url}/assets/preprocessed_tensor")
+    page.get_by_role("button", name=re.compile("Materialize…")).click()
+    choose(page, event)
+    page.get_by_role("button", name="Launch 1 run").click()
+    page.get_by_role("link", name="View", exact=True).click()
+
+    run_ends(page, "Success")
+    expect(page.get_by_text(f"partition: {event}")).to_be_visible()
+    expect(page.get_by_text("raw_image", exact=True)).to_have_count(0)  # only what was asked for
+
+
+def test_events_wait_while_the_sensor_is_off_and_are_made_when_it_is_on_again(
+    system: System, ui: WebUI, page: Page
+) -> None:
     assert ui.sensor_status() == "RUNNING"  # nobody has switched it on
     page.goto(f"{ui.url}/automation")
-    row = page.locator("[data-index]").filter(has=page.get_by_text("daq_events", exact=True))
+    row = page.locator("[data-index]").filter(has=page.get_by_text(DAQ_EVENTS, exact=True))
     switch = row.locator("label[class*=Switch]")
     expect(switch.locator("input")).to_be_checked()
 
@@ -93,14 +108,145 @@ def test_the_sensor_is_on_and_can_be_switched_off_and_on(ui: WebUI, page: Page) 
     switch.click()
     wait_until("the sensor is off", lambda: ui.sensor_status() == "STOPPED")
     expect(switch.locator("input")).not_to_be_checked()
+    last = _last_tick(ui)
+
+    events = system.announce(*(image.read_bytes() for image in REAL_IMAGES[:2]))
+    page.goto(f"{ui.url}/assets/daq_announcements?view=checks")
+    execute(page, ACCOUNTED, "Passed")  # it has read the inbox: they wait there
+    expect(metadata(page, "waiting")).to_have_text("2")
+    assert not set(events) & set(ui.events())
+    assert _last_tick(ui) == last
+
+    page.goto(f"{ui.url}/automation")
     switch.click()
     wait_until("the sensor is on", lambda: ui.sensor_status() == "RUNNING")
     expect(switch.locator("input")).to_be_checked()
+    page.goto(f"{ui.url}/runs")
+    for event in events:
+        made = run_of(page, event).get_by_text("Success", exact=True)
+        expect(made).to_be_visible(timeout=60_000)
+    assert set(events) <= set(ui.events())
+
+
+def test_a_run_is_terminated_while_the_system_goes_on(
+    system: System, ui: WebUI, page: Page, picture: Callable[[str], None]
+) -> None:
+    page.set_viewport_size({"width": 1400, "height": 640})
+    system.may_answer.clear()
+    [slow] = system.announce(REAL_IMAGES[2].read_bytes())
+    page.goto(f"{ui.url}/runs")
+    page.get_by_text("Hide navigation").click()
+    row = run_of(page, slow)
+    expect(row.get_by_text("Started", exact=True)).to_be_visible(timeout=60_000)
+    row.locator("a[href^='/runs/']").first.click()
+    expect(page.get_by_text(f"partition: {slow}")).to_be_visible()
+    terminated = page.url
+
+    page.get_by_role("button", name=re.compile("Terminate")).click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Terminate 1 run").click()
+    expect(dialog).to_have_count(0)
+    run_ends(page, "Canceled")
+    expect(page.get_by_text("RUN_CANCELED", exact=True)).to_be_visible()
+    picture("run-terminated")
+
+    # Another event is made meanwhile, and this one when somebody asks for it again.
+    system.may_answer.set()
+    [other] = system.announce(REAL_IMAGES[3].read_bytes())
+    wait_until("another event is made", lambda: other in ui.events())
+    page.get_by_role("button", name=re.compile("Re-execute all")).click()
+    expect(page).not_to_have_url(terminated)
+    run_ends(page, "Success")
+    assert ui.runs_of(slow) == ["SUCCESS", "CANCELED"]
+
+
+def test_a_check_fails_and_passes_again(
+    system: System, ui: WebUI, page: Page, picture: Callable[[str], None]
+) -> None:
+    page.set_viewport_size({"width": 1400, "height": 700})
+    event = ui.events()[0]
+    page.goto(f"{ui.url}/assets/daq_announcements?view=checks")
+    page.get_by_text("Hide navigation").click()
+    execute(page, NONE_FAILED, "Passed")
+    execute(page, ACCOUNTED, "Passed")
+
+    system.tensor(event).unlink()
+    execute(page, ACCOUNTED, "Failed")
+    expect(metadata(page, "no_tensor")).to_have_text("1")
+    expect(metadata(page, "which")).to_contain_text(event)
+    picture("checks")
+
+    # What the check's description says to do.
+    subprocess.run(
+        [PROGRAM, "reconcile", "--repair"],
+        env=os.environ | {"CYGNO_HOME": str(system.home)},
+        check=True,
+        capture_output=True,
+    )
+    wait_until("it is stored again", system.tensor(event).exists)
+    wait_until("no run is left", lambda: not ui.unfinished_runs())
+    execute(page, ACCOUNTED, "Passed")
+    expect(metadata(page, "no_tensor")).to_have_text("0")
+
+
+def test_the_asset_graph_shows_the_road_of_an_event(
+    ui: WebUI, page: Page, picture: Callable[[str], None]
+) -> None:
+    page.set_viewport_size({"width": 1400, "height": 560})
+    page.goto(f"{ui.url}/{LIVE_GRAPH}")
+    page.get_by_text("Hide navigation").click()
+    page.reload()  # the graph is centred anew
+
+    graph = page.locator("svg").filter(has=page.locator("foreignObject"))
+    filled = ["100% filled", f"{len(set(ui.events()))} partitions"]
+    nodes = {
+        "daq_announcements": ["nats"],
+        "raw_image": ["image", "File", *filled],
+        "preprocessed_tensor": ["NumPy", "File", *filled],
+    }
+    left = 0.0
+    for asset, shown in nodes.items():
+        node = graph.locator("foreignObject").filter(has=page.get_by_text(asset, exact=True))
+        for text in shown:
+            expect(node.get_by_text(text, exact=True)).to_be_visible()
+        assert left_of(node) > left
+        left = left_of(node)
+    expect(graph.locator("path[marker-end]")).to_have_count(2)  # the arrows
+    picture("asset-graph")
+
+
+def test_the_lineage_of_everything_is_in_groups(
+    ui: WebUI, page: Page, picture: Callable[[str], None]
+) -> None:
+    page.set_viewport_size({"width": 1600, "height": 1000})
+    page.goto(f"{ui.url}/asset-groups")
+    page.get_by_text("Hide navigation").click()
+    graph = page.locator("svg").filter(has=page.locator("foreignObject"))
+    for group in (LIVE_GROUP, TRAINING_GROUP, QUALITY_GROUP):
+        expect(graph.get_by_text(group, exact=True)).to_be_visible()
+    page.keyboard.press("Alt+KeyE")  # expand all groups
+    page.reload()  # centred anew, so that all of it is seen
+    page.get_by_role("button", name="panel_show_right").click()  # no list beside it
+    specs = build_defs(load_settings()).resolve_all_asset_specs()
+    expect(graph.locator("[class*=AssetNode_assetName]")).to_have_count(len(specs))
+    roads = [
+        (ANNOUNCEMENTS, RAW_IMAGE, PREPROCESSED_TENSOR),
+        (TRAINING_ARCHIVE, GROUND_TRUTH, TRAINING_TENSORS, TRAINING_DATASET, TRAINING_AUDIT),
+    ]
+    for road in roads:
+        nodes = [graph.get_by_text(shortened(asset)) for asset in road]
+        for before, after in pairwise(nodes):
+            assert left_of(before) < left_of(after)
+    # Of what is made of others, at least one arrow each leads there.
+    made = [spec for spec in specs if list(spec.deps)]
+    assert graph.locator("path[marker-end]").count() >= len(made)
+    picture("lineage")
 
 
 def test_the_training_set_is_a_grid_of_recoil_type_and_energy(
     ui: WebUI, page: Page, picture: Callable[[str], None]
 ) -> None:
+    page.set_viewport_size({"width": 1400, "height": 760})
     page.goto(f"{ui.url}/assets/pixel_histogram?view=partitions&partition=6keV%7CNR")
     page.get_by_text("Hide navigation").click()
     expect(page.get_by_text("Materialized (12)")).to_be_visible()
@@ -154,11 +300,42 @@ def test_the_backfill_is_a_real_one(ui: WebUI, page: Page, picture: Callable[[st
     page.goto(f"{ui.url}/runs?view=backfills")
     page.get_by_text("Hide navigation").click()
     expect(page.get_by_text("training_automation", exact=True).first).to_be_visible()
-    page.goto(f"{ui.url}/runs/b/{ui.backfills()[0]['id']}")
+    page.goto(f"{ui.url}/runs/b/{ui.backfills()[-1]['id']}")
     expect(page.get_by_text("100% completed").first).to_be_visible()
     for asset in ("ground_truth", "pixel_histogram"):
         expect(page.locator(f"a[href='/assets/{asset}']").first).to_be_visible()
     picture("backfill")
+
+
+def test_a_part_of_the_grid_is_backfilled(
+    ui: WebUI, page: Page, picture: Callable[[str], None]
+) -> None:
+    page.set_viewport_size({"width": 1400, "height": 720})
+    cells = ("3keV|ER", "10keV|ER")
+    before = {cell: ui.partition_made(PIXEL_HISTOGRAM, cell) for cell in (*cells, "6keV|NR")}
+    page.goto(f"{ui.url}/assets/pixel_histogram")
+    page.get_by_text("Hide navigation").click()
+    page.get_by_role("button", name=re.compile("Materialize…")).click()
+    # Ground truth and histogram come from one pass over the images.
+    expect(page.get_by_role("dialog").get_by_role("link", name="ground_truth")).to_be_visible()
+    page.get_by_role("button", name="Confirm").click()
+    choose(page, "3keV", "10keV")
+    choose(page, "ER")
+    expect(page.get_by_text("2 partitions", exact=True)).to_be_visible()
+    picture("backfill-part")
+    page.get_by_role("button", name="Launch backfill").click()
+    page.get_by_role("link", name="View", exact=True).click()
+
+    expect(page).to_have_url(re.compile("/runs/b/"))
+    backfill = page.url.rpartition("/")[2]
+    page.goto(f"{ui.url}/runs?view=backfills")
+    row = page.locator("[data-index]").filter(has=page.get_by_text(backfill, exact=True))
+    expect(row.get_by_text("2 partitions", exact=True)).to_be_visible()
+    expect(row.get_by_text("Success", exact=True)).to_be_visible(timeout=120_000)
+    after = {cell: ui.partition_made(PIXEL_HISTOGRAM, cell) for cell in before}
+    assert [cell for cell in before if after[cell] != before[cell]] == list(cells)
+    # What is made of these cells follows by itself.
+    wait_until("no run is left", lambda: not ui.unfinished_runs())
 
 
 def test_the_audit_says_what_is_wrong_with_the_training_set(
@@ -186,10 +363,64 @@ def test_the_audit_says_what_is_wrong_with_the_training_set(
 
 def test_the_dataset_says_how_it_is_loaded_and_divided(ui: WebUI, page: Page) -> None:
     page.goto(f"{ui.url}/assets/training_dataset")
-    for label in ("splits_hash", "table", "how_to_load"):
+    for label in ("splits_hash", "path", "tensors_path", "how_to_load"):
         expect(page.get_by_text(label, exact=True).first).to_be_visible()
     splits = page.locator("table").filter(has=page.get_by_text("validation", exact=True)).last
     expect(splits.locator("tr")).to_have_count(1 + 12)
+
+
+def shortened(asset: AssetKey) -> re.Pattern[str]:
+    """An asset's name where there is little room for it: not all of its middle is shown."""
+    name = asset.to_user_string()
+    return re.compile(f"^{name[:4]}.*{name[-4:]}$")
+
+
+def left_of(shown: Locator) -> float:
+    """How far from the left something is, in pixels, when it is there."""
+    expect(shown).to_be_visible()
+    box = shown.bounding_box()
+    assert box is not None
+    return box["x"]
+
+
+def choose(page: Page, *partitions: str) -> None:
+    """Picks partitions in the first field of the dialog that has none yet."""
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("Select a partition or create one").first.click()
+    for partition in partitions:
+        page.get_by_role("menu").get_by_text(partition, exact=True).first.click()
+    page.keyboard.press("Escape")  # closes the menu
+    expect(page.get_by_role("menu")).to_have_count(0)
+
+
+def run_of(page: Page, event: str) -> Locator:
+    """The line of an event's run on the page of all runs, which refreshes itself."""
+    return page.locator("[data-index]").filter(has=page.get_by_text(f"partition: {event}"))
+
+
+def run_ends(page: Page, status: str) -> None:
+    """Waits until the run that is shown has ended so."""
+    expect(page.get_by_text(status, exact=True).first).to_be_visible(timeout=60_000)
+
+
+def execute(page: Page, check: str, result: str) -> None:
+    """Executes a check on the page of its asset's checks, and waits for what it finds."""
+    button = page.get_by_role("button", name=re.compile("Execute$"))
+    expect(button).to_be_visible()  # the page has chosen one by itself; now a click counts
+    page.get_by_title(check).click()  # the whole name: what is seen may be shortened
+    expect(page).to_have_url(re.compile(f"checkDetail={check}"))
+    latest = page.locator("a[href*='/runs/']")
+    before = latest.first.get_attribute("href") if latest.count() else None
+    button.click()
+    if before is not None:
+        expect(latest.first).not_to_have_attribute("href", before)
+    expect(page.get_by_text(result, exact=True).last).to_be_visible(timeout=60_000)
+
+
+def metadata(page: Page, label: str) -> Locator:
+    """What the page says of this label."""
+    row = page.locator("tr").filter(has=page.get_by_text(label, exact=True))
+    return row.locator("td").last
 
 
 def open_picture(page: Page, at_least: int) -> None:
