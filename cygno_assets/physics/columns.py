@@ -1,6 +1,6 @@
 """The column pattern of an image: noise of the columns' read-out, and columns that are hot.
 
-Here belongs what one image tells; what a window of events tells is checks/live.py's.
+Here belongs what one image tells; what a window of events tells is checks/live_window.py's.
 """
 
 from __future__ import annotations
