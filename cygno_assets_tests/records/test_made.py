@@ -9,7 +9,7 @@ from dagster import AssetMaterialization, DagsterInstance, MetadataValue
 
 from cygno_assets.names import RAW_IMAGE
 from cygno_assets.records import made
-from cygno_assets.records.made import made_since
+from cygno_assets.records.made import made_lately, made_since
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,3 +49,11 @@ def test_reading_on_and_from_a_time(instance: DagsterInstance) -> None:
     assert list(made_since(instance, RAW_IMAGE, storage_id=last.storage_id)) == []
     assert list(made_since(instance, RAW_IMAGE, since=last.timestamp + 1)) == []
     assert len(list(made_since(instance, RAW_IMAGE, since=first.timestamp - 1))) == 5
+
+
+def test_the_newest_come_first_and_no_more_than_asked_for(instance: DagsterInstance) -> None:
+    times = [one.timestamp for one in made_since(instance, RAW_IMAGE)]
+    lately = made_lately(instance, RAW_IMAGE, since=times[0] - 1, limit=2)
+    assert [one.event_id for one in lately] == ["run-4", "run-3"]
+    assert lately[0].metadata["acquired"] == 104.0
+    assert made_lately(instance, RAW_IMAGE, since=times[-1], limit=2) == []
