@@ -106,7 +106,7 @@ class Digest:
         lines: list[str] = []
         if self.failed:
             counts = ", ".join(f"{count} {label}" for label, count in sorted(self.failed.items()))
-            lines.append(f"{sum(self.failed.values())} runs failed for good: {counts}")
+            lines.append(f"runs that failed for good: {sum(self.failed.values())} ({counts})")
         for example in self.examples:
             where = f" ({_page(ui_url, example.run_id)})"
             lines.append(f"- {example.what}: {example.reason}{where}")

@@ -240,7 +240,7 @@ class Health:
         if self.refused_s > _REFUSED_S:
             found.append(f"the inbox has stored nothing for {self.refused_s:.0f} s")
         if self.failed:
-            found.append(f"{sum(self.failed.values())} events failed for good in the last day")
+            found.append(f"events failed for good in the last day: {sum(self.failed.values())}")
         oldest, expires = self.backlog.oldest_s, self.backlog.url_expires_in_s
         if oldest is not None and oldest > settings.backlog_old_s:
             found.append(f"the oldest of {self.backlog.events} events has waited {oldest:.0f} s")

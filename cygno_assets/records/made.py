@@ -86,16 +86,17 @@ def newest_made(
     """
     found: dict[str, Made] = {}
     cursor: str | None = None
+    # Asked for a time too, and with none since then, the database would go through all of them.
     wanted = AssetRecordsFilter(
-        asset_key=asset,
-        asset_partitions=None if events is None else list(events),
-        after_timestamp=since,
+        asset_key=asset, asset_partitions=None if events is None else list(events)
     )
     while len(found) < limit:
         page = instance.fetch_materializations(
             wanted, limit=min(_PAGE, limit - len(found)), cursor=cursor
         )
         for made in filter(None, map(_made, page.records)):
+            if since is not None and made.timestamp <= since:
+                return list(found.values())
             found.setdefault(made.event_id, made)
         if not page.has_more:
             break

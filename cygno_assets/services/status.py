@@ -216,7 +216,7 @@ def _lines(
         f"servers    {', '.join(up)}",
         f"announced  {_rate(health.announced)}",
         f"tensors    {_rate(health.materialized)}",
-        f"backlog    {backlog.events} events: {', '.join(waits)}"
+        f"backlog    {backlog.events}: {', '.join(waits)}"
         + "".join(f"; {part}" for part in oldest),
         f"latency    p50/p95 in s of {number} events: {latencies}" if number else "latency    –",
         f"failed     in the last day: {kinds}; messages rejected: {health.rejected}",

@@ -144,7 +144,7 @@ def test_five_thousand_failures_are_one_message(
         [message] = webhook.messages
         assert message["failed"] == {"live event: expired": 2500, "live event: missing": 2500}
         assert len(message["examples"]) == 5
-        assert "5000 runs failed for good: 2500 live event: expired" in message["text"]
+        assert "runs that failed for good: 5000 (2500 live event: expired" in message["text"]
         assert sensor.tick() == "nothing to tell"
         assert len(webhook.messages) == 1
 
@@ -231,7 +231,7 @@ def test_without_a_webhook_it_is_in_the_log(
     sensor = Sensor(instance)
     failed(instance, "a", **{FINAL_TAG: "expired"})
     assert sensor.tick() == "told"
-    assert "1 runs failed for good: 1 live event: expired" in capfd.readouterr().err
+    assert "runs that failed for good: 1 (1 live event: expired)" in capfd.readouterr().err
 
 
 def test_a_check_is_told_when_it_turns(instance: DagsterInstance, webhook: Webhook) -> None:

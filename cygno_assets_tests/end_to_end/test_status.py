@@ -119,7 +119,7 @@ def test_a_system_well_and_unwell(
         wait_until("a failure", lambda: ui.runs_of(wrong) == ["FAILURE"])
         document = found(home)
         assert document["failed"] == {"wrong_content": 1}
-        assert document["wrong"] == ["1 events failed for good in the last day"]
+        assert document["wrong"] == ["events failed for good in the last day: 1"]
         assert "1 wrong_content" in status(home)[1]
         wait_until("people are told", lambda: webhook.messages)
         [message] = webhook.messages

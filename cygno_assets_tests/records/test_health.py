@@ -210,7 +210,7 @@ def test_all_well_is_nothing_wrong() -> None:
         ({"recorders": [], "daq_connected": False}, "no recorder answers"),
         ({"daq_connected": False}, "the DAQ is not connected"),
         ({"refused_s": 30.0}, "the inbox has stored nothing for 30 s"),
-        ({"failed": {"expired": 2, "missing": 1}}, "3 events failed for good in the last day"),
+        ({"failed": {"expired": 2, "missing": 1}}, "events failed for good in the last day: 3"),
         (
             {"backlog": Backlog(2, 0, 0, 700.0, 2900.0)},
             "the oldest of 2 events has waited 700 s",

@@ -65,3 +65,11 @@ def test_reading_back_from_the_newest_takes_each_event_once(
     assert read(3) == ["run-1", "run-4", "run-3"]
     assert read(10, ["run-0", "run-1", "run-9"]) == ["run-1", "run-0"]
     assert newest_made(instance, RAW_IMAGE, 1)[0].metadata == {"mean_adu": 101.0}
+
+
+def test_the_newest_come_first_and_no_older_than_asked_for(instance: DagsterInstance) -> None:
+    times = [one.timestamp for one in made_since(instance, RAW_IMAGE)]
+    lately = newest_made(instance, RAW_IMAGE, 2, since=times[0] - 1)
+    assert [one.event_id for one in lately] == ["run-4", "run-3"]
+    assert lately[0].metadata["acquired"] == 104.0
+    assert newest_made(instance, RAW_IMAGE, 2, since=times[-1]) == []
