@@ -37,7 +37,8 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 """Where to leave the screenshots; set by `make screenshots`."""
 
 EVENTS = 6
-_COLOURS = 128
+_LARGEST_BYTES = 250_000
+"""Of a picture in full colour; a larger one has 256."""
 expect.set_options(timeout=30_000)
 
 
@@ -177,15 +178,15 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
 
 @pytest.fixture
 def picture(page: Page, tmp_path: Path) -> Callable[[str], None]:
-    """Takes a screenshot of this name, in few colours: a file of a checkout should be small."""
+    """Takes a screenshot of this name."""
 
     def take(name: str) -> None:
-        # What still turns has not come to its end, and what is in the way of nobody is not shown.
-        expect(page.locator("[class*=Spinner]")).to_have_count(0)
-        page.mouse.move(0, 0)
+        page.mouse.move(0, 0)  # away from what it would change by being there
         # Disabled animations are those that have come to their end: no half-faded dialog.
-        shot = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
-        few = shot.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
-        few.save(Path(SCREENSHOTS or tmp_path) / f"{name}.png", optimize=True)
+        shot = page.screenshot(animations="disabled")
+        image = Image.open(io.BytesIO(shot))
+        if len(shot) > _LARGEST_BYTES:
+            image = image.convert("RGB").quantize(dither=Image.Dither.NONE)
+        image.save(Path(SCREENSHOTS or tmp_path) / f"{name}.png", optimize=True)
 
     return take

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dagster import AssetKey
-    from playwright.sync_api import Locator
+    from playwright.sync_api import FloatRect, Locator
 
     from cygno_assets_tests.end_to_end.running import WebUI
     from cygno_assets_tests.ui.conftest import System
@@ -131,7 +131,7 @@ def test_events_wait_while_the_sensor_is_off_and_are_made_when_it_is_on_again(
 def test_a_run_is_terminated_while_the_system_goes_on(
     system: System, ui: WebUI, page: Page, picture: Callable[[str], None]
 ) -> None:
-    page.set_viewport_size({"width": 1400, "height": 640})
+    page.set_viewport_size({"width": 1400, "height": 450})
     system.may_answer.clear()
     [slow] = system.announce(REAL_IMAGES[2].read_bytes())
     page.goto(f"{ui.url}/runs")
@@ -148,12 +148,16 @@ def test_a_run_is_terminated_while_the_system_goes_on(
     expect(dialog).to_have_count(0)
     run_ends(page, "Canceled")
     expect(page.get_by_text("RUN_CANCELED", exact=True)).to_be_visible()
-    picture("run-terminated")
 
     # Another event is made meanwhile, and this one when somebody asks for it again.
     system.may_answer.set()
     [other] = system.announce(REAL_IMAGES[3].read_bytes())
-    wait_until("another event is made", lambda: other in ui.events())
+    page.goto(f"{ui.url}/runs")
+    made = run_of(page, other).get_by_text("Success", exact=True)
+    expect(made).to_be_visible(timeout=60_000)
+    expect(run_of(page, slow).get_by_text("Canceled", exact=True).first).to_be_visible()
+    picture("run-terminated")
+    page.goto(terminated)
     page.get_by_role("button", name=re.compile("Re-execute all")).click()
     expect(page).not_to_have_url(terminated)
     run_ends(page, "Success")
@@ -209,8 +213,8 @@ def test_the_asset_graph_shows_the_road_of_an_event(
         node = graph.locator("foreignObject").filter(has=page.get_by_text(asset, exact=True))
         for text in shown:
             expect(node.get_by_text(text, exact=True)).to_be_visible()
-        assert left_of(node) > left
-        left = left_of(node)
+        assert place(node)["x"] > left  # from left to right
+        left = place(node)["x"]
     expect(graph.locator("path[marker-end]")).to_have_count(2)  # the arrows
     picture("asset-graph")
 
@@ -227,6 +231,13 @@ def test_the_lineage_of_everything_is_in_groups(
     page.keyboard.press("Alt+KeyE")  # expand all groups
     page.reload()  # centred anew, so that all of it is seen
     page.get_by_role("button", name="panel_show_right").click()  # no list beside it
+    for _ in range(3):
+        page.get_by_role("button", name="zoom_out").click()
+    search = page.get_by_role("textbox", name="Search and filter assets")
+    groups = [graph.get_by_text(name, exact=True) for name in (LIVE_GROUP, TRAINING_GROUP)]
+    wait_until(
+        "no group is cut off", lambda: all(place(g)["y"] > place(search)["y"] for g in groups)
+    )
     specs = build_defs(load_settings()).resolve_all_asset_specs()
     expect(graph.locator("[class*=AssetNode_assetName]")).to_have_count(len(specs))
     roads = [
@@ -236,7 +247,7 @@ def test_the_lineage_of_everything_is_in_groups(
     for road in roads:
         nodes = [graph.get_by_text(shortened(asset)) for asset in road]
         for before, after in pairwise(nodes):
-            assert left_of(before) < left_of(after)
+            assert place(before)["x"] < place(after)["x"]
     # Of what is made of others, at least one arrow each leads there.
     made = [spec for spec in specs if list(spec.deps)]
     assert graph.locator("path[marker-end]").count() >= len(made)
@@ -375,12 +386,12 @@ def shortened(asset: AssetKey) -> re.Pattern[str]:
     return re.compile(f"^{name[:4]}.*{name[-4:]}$")
 
 
-def left_of(shown: Locator) -> float:
-    """How far from the left something is, in pixels, when it is there."""
+def place(shown: Locator) -> FloatRect:
+    """Where something is, in pixels, when it is there."""
     expect(shown).to_be_visible()
     box = shown.bounding_box()
     assert box is not None
-    return box["x"]
+    return box
 
 
 def choose(page: Page, *partitions: str) -> None:
