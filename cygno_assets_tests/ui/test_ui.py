@@ -41,7 +41,7 @@ def test_the_asset_graph_shows_the_road_of_an_event(
         assert box is not None
         assert box["x"] > left  # from left to right
         left = box["x"]
-    expect(graph.locator("path[marker-end]")).to_have_count(4)  # the arrows, those to catalogue and dataset included
+    expect(graph.locator("path[marker-end]")).to_have_count(4)  # the arrows
     picture("asset-graph")
 
 
