@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from cygno_assets.services.process import free_port
-from cygno_assets.services.status import NOTHING_RUNS, WELL, WRONG
+from cygno_assets.services.status import NOTHING_RUNS, WELL, WRONG, run_status
+from cygno_assets.settings import CHECKOUT, load_settings
 from cygno_assets_tests.end_to_end.running import PROGRAM, Program, WebUI, processes_of
 from cygno_assets_tests.end_to_end.test_mending import IMAGES, Daq
 from cygno_assets_tests.webhook import SECRET, Webhook
@@ -19,6 +20,8 @@ from cygno_assets_tests.wire import name_of, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from cygno_assets.daq.simulator.bucket import BucketSettings
 
@@ -37,7 +40,10 @@ def status(home: Path, *options: str) -> tuple[int, str]:
 
 
 def found(home: Path) -> dict[str, Any]:
-    code, said = status(home, "--json")
+    """The same, without a process and its imports each time."""
+    lines: list[str] = []
+    code = run_status(load_settings({"home": home}), lines.append, as_json=True)
+    [said] = lines
     document: dict[str, Any] = json.loads(said)
     assert code == (WELL if document["well"] else WRONG)
     assert bool(document["wrong"]) != document["well"]
@@ -61,7 +67,10 @@ def process(home: Path, *arguments: str) -> psutil.Process:
 
 
 def test_a_system_well_and_unwell(
-    tmp_path: Path, daq_bucket: BucketSettings, daq_nats_url: str
+    tmp_path: Path,
+    daq_bucket: BucketSettings,
+    daq_nats_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     webhook = Webhook(free_port())
     home = tmp_path / "system"  # the fixtures' servers know the usual one
@@ -72,6 +81,9 @@ def test_a_system_well_and_unwell(
         "CYGNO_NOTIFY_WEBHOOK_URL": webhook.url,
         "FRESHNESS_DAEMON_INTERVAL_SECONDS": "1",
     }
+    # Where the status, asked in this process, looks; as it was before when the test ends.
+    monkeypatch.setenv("DAGSTER_HOME", str(CHECKOUT))
+    monkeypatch.setenv("CYGNO_HOME", str(home))
     code, said = status(home)
     assert code == NOTHING_RUNS
     assert said.count("\n") == 1
@@ -120,7 +132,9 @@ def test_a_system_well_and_unwell(
         document = found(home)
         assert document["failed"] == {"wrong_content": 1}
         assert document["wrong"] == ["events failed for good in the last day: 1"]
-        assert "1 wrong_content" in status(home)[1]
+        code, said = status(home)
+        assert code == WRONG
+        assert "1 wrong_content" in said
         wait_until("people are told", lambda: webhook.messages)
         [message] = webhook.messages
         assert message["failed"] == {"live event: wrong_content": 1}
