@@ -177,14 +177,15 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
 
 
 @pytest.fixture
-def picture(page: Page, tmp_path: Path) -> Callable[[str], None]:
-    """Takes a screenshot of this name."""
+def picture(page: Page, tmp_path: Path) -> Callable[..., None]:
+    """Takes a screenshot of this name, or of its upper part of this height in pixels."""
 
-    def take(name: str) -> None:
+    def take(name: str, height: int | None = None) -> None:
         page.mouse.move(0, 0)  # away from what it would change by being there
         # Disabled animations are those that have come to their end: no half-faded dialog.
         shot = page.screenshot(animations="disabled")
-        image = Image.open(io.BytesIO(shot))
+        whole = Image.open(io.BytesIO(shot))
+        image = whole.crop((0, 0, whole.width, height or whole.height))
         if len(shot) > _LARGEST_BYTES:
             image = image.convert("RGB").quantize(dither=Image.Dither.NONE)
         image.save(Path(SCREENSHOTS or tmp_path) / f"{name}.png", optimize=True)

@@ -350,7 +350,7 @@ def test_a_part_of_the_grid_is_backfilled(
 
 
 def test_the_audit_says_what_is_wrong_with_the_training_set(
-    ui: WebUI, page: Page, picture: Callable[[str], None]
+    ui: WebUI, page: Page, picture: Callable[..., None]
 ) -> None:
     page.set_viewport_size({"width": 1400, "height": 900})
     page.goto(f"{ui.url}/assets/training_audit")
@@ -364,7 +364,7 @@ def test_the_audit_says_what_is_wrong_with_the_training_set(
     row.get_by_text("[Show Markdown]").click()
     image = page.get_by_role("dialog").locator("img[src^='data:image/']")
     expect(image).to_be_visible()
-    picture("audit-tracks")
+    picture("audit-tracks", height=560)
 
     page.goto(f"{ui.url}/assets/training_audit?view=checks")
     page.get_by_text("tracks_are_inside_the_crop", exact=True).first.click()
