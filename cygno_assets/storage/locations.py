@@ -75,7 +75,7 @@ def file_names(folder: UPath) -> dict[str, str]:
     try:
         # Those that begin with a dot are half written.
         return {path.stem: path.name for path in folder.iterdir() if path.name[0] != "."}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the second is said of S3
         return {}
 
 

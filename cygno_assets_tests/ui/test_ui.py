@@ -21,6 +21,7 @@ from cygno_assets.names import (
     DAQ_EVENTS,
     GROUND_TRUTH,
     LIVE_GROUP,
+    LIVE_JOB,
     PIXEL_HISTOGRAM,
     PREPROCESSED_TENSOR,
     QUALITY_GROUP,
@@ -67,8 +68,8 @@ def test_a_tensor_has_a_thumbnail_one_can_look_at(
 
 def test_one_event_is_materialized_with_nothing_typed_in(ui: WebUI, page: Page) -> None:
     event = ui.events()[0]
-    page.goto(f"{ui.url}/{LIVE_GRAPH}")
-    page.get_by_role("button", name="Materialize all (2)").click()
+    page.goto(f"{ui.url}/locations/cygno_assets/jobs/{LIVE_JOB}")
+    page.get_by_role("button", name="Materialize all").click()
     choose(page, event)
     expect(page.get_by_text("1 partition", exact=True)).to_be_visible()
     page.get_by_role("button", name="Launch 1 run").click()
@@ -207,6 +208,8 @@ def test_the_asset_graph_shows_the_road_of_an_event(
         "daq_announcements": ["nats"],
         "raw_image": ["image", "File", *filled],
         "preprocessed_tensor": ["NumPy", "File", *filled],
+        "event_catalog": ["Parquet", "File"],
+        "event_tensors": ["Parquet", "NumPy", "File"],
     }
     left = 0.0
     for asset, shown in nodes.items():
@@ -215,7 +218,7 @@ def test_the_asset_graph_shows_the_road_of_an_event(
             expect(node.get_by_text(text, exact=True)).to_be_visible()
         assert place(node)["x"] > left  # from left to right
         left = place(node)["x"]
-    expect(graph.locator("path[marker-end]")).to_have_count(2)  # the arrows
+    expect(graph.locator("path[marker-end]")).to_have_count(5)  # the arrows, one into another group
     picture("asset-graph")
 
 
