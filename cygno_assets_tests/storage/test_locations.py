@@ -13,7 +13,13 @@ import pytest
 from upath import UPath
 
 from cygno_assets.settings import load_settings
-from cygno_assets.storage.locations import data_root, read_if_there, read_whole, write_whole
+from cygno_assets.storage.locations import (
+    data_root,
+    file_names,
+    read_if_there,
+    read_whole,
+    write_whole,
+)
 from cygno_assets_tests.storage.conftest import s3_settings
 
 if TYPE_CHECKING:
@@ -51,6 +57,13 @@ def test_what_is_not_there(root: UPath) -> None:
     assert read_if_there(root / "nowhere" / "event.jpg") is None
     with pytest.raises(FileNotFoundError):
         read_whole(root / "nowhere" / "event.jpg")
+
+
+def test_the_files_of_a_folder_by_name_without_those_half_written(root: UPath) -> None:
+    assert file_names(root / "nowhere") == {}
+    write_whole(root / "raw_image" / "event.jpg", b"image")
+    write_whole(root / "raw_image" / ".event.partial", b"im")
+    assert file_names(root / "raw_image") == {"event": "event.jpg"}
 
 
 # --- on a local disk
