@@ -27,7 +27,7 @@ from cygno_assets.automation.pruning import build_prune_job, build_prune_schedul
 from cygno_assets.automation.retries import build_failed_events_sensor
 from cygno_assets.automation.schedules import (
     build_health_schedule,
-    build_live_checks_sensor,
+    build_live_checks_schedule,
     build_reconciliation_schedule,
 )
 from cygno_assets.automation.sensors import build_daq_events_sensor
@@ -101,10 +101,10 @@ def build_defs(
             build_notifications_sensor(settings),
             build_archive_sensor(settings),
             build_automation_sensor(),
-            build_live_checks_sensor(),
         ],
         schedules=[
             build_reconciliation_schedule(settings),
+            build_live_checks_schedule(settings),
             build_health_schedule(),
             build_event_tensors_schedule(),
             build_prune_schedule(settings, prune_job),

@@ -16,8 +16,7 @@ from cygno_assets.names import (
 
 live_event_job = define_asset_job(
     LIVE_JOB,
-    # Their checks judge a window of events, by the clock and not in each event's run.
-    selection=AssetSelection.assets(RAW_IMAGE, PREPROCESSED_TENSOR).without_checks(),
+    selection=AssetSelection.assets(RAW_IMAGE, PREPROCESSED_TENSOR),
     description="One event of the DAQ, from its announcement to its tensor.",
 )
 

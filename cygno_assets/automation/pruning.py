@@ -6,17 +6,10 @@ Here belongs when; what goes is records/pruning.py's.
 import time
 from typing import TYPE_CHECKING
 
-from dagster import (
-    DefaultScheduleStatus,
-    JobDefinition,
-    OpExecutionContext,
-    ScheduleDefinition,
-    job,
-    op,
-)
+from dagster import JobDefinition, OpExecutionContext, ScheduleDefinition, job, op
 
+from cygno_assets.automation.schedules import on_cron
 from cygno_assets.records.pruning import keep_by, plan, prune
-from cygno_assets.settings import SettingsError, environment_name
 from cygno_assets.storage.locations import data_root
 
 if TYPE_CHECKING:
@@ -51,16 +44,4 @@ def build_prune_schedule(settings: "Settings", prune_job: JobDefinition) -> Sche
     Raises:
         SettingsError: the cron setting is no cron line.
     """
-    try:
-        return ScheduleDefinition(
-            name="prune",
-            job=prune_job,
-            cron_schedule=settings.prune_cron,
-            default_status=DefaultScheduleStatus.RUNNING,
-            description="Bounds Dagster's history.",
-        )
-    except Exception as error:  # noqa: BLE001 – Dagster's, of several kinds
-        raise SettingsError(
-            f"{environment_name('prune_cron')}: {settings.prune_cron!r} is no cron line such as "
-            f"'30 3 * * *' ({error})"
-        ) from None
+    return on_cron(settings, "prune_cron", prune_job, "prune", "Bounds Dagster's history.")

@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING
 
 from dagster import (
     AssetSelection,
-    AutomationConditionSensorDefinition,
     DefaultScheduleStatus,
-    DefaultSensorStatus,
+    JobDefinition,
     ScheduleDefinition,
     define_asset_job,
 )
@@ -17,9 +16,45 @@ from cygno_assets.names import PIPELINE_HEALTH
 from cygno_assets.settings import SettingsError, environment_name
 
 if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import (
+        UnresolvedAssetJobDefinition,  # what define_asset_job returns; it has no public name
+    )
+
     from cygno_assets.settings import Settings
 
-_EVALUATE_EVERY_S = 10
+
+def on_cron(
+    settings: "Settings",
+    field: str,
+    job: "JobDefinition | UnresolvedAssetJobDefinition",
+    name: str,
+    description: str,
+) -> ScheduleDefinition:
+    """A schedule, running by default, whose cron line is a setting.
+
+    Args:
+        settings: that have it.
+        field: the setting's name.
+        job: what runs.
+        name: of the schedule.
+        description: of it, for the web UI.
+
+    Raises:
+        SettingsError: the setting is no cron line.
+    """
+    cron = getattr(settings, field)
+    try:
+        return ScheduleDefinition(
+            name=name,
+            job=job,
+            cron_schedule=cron,
+            default_status=DefaultScheduleStatus.RUNNING,
+            description=description,
+        )
+    except Exception as error:  # noqa: BLE001 – Dagster's, of several kinds
+        raise SettingsError(
+            f"{environment_name(field)}: {cron!r} is no cron line such as '*/15 * * * *' ({error})"
+        ) from None
 
 
 def build_reconciliation_schedule(settings: "Settings") -> ScheduleDefinition:
@@ -28,24 +63,30 @@ def build_reconciliation_schedule(settings: "Settings") -> ScheduleDefinition:
     Raises:
         SettingsError: the cron setting is no cron line.
     """
-    try:
-        return ScheduleDefinition(
-            name="reconciliation",
-            job=define_asset_job(
-                "reconciliation_check",
-                selection=AssetSelection.checks(*RECONCILIATION_CHECKS),
-                description="Compares what the inbox holds, what ran, what is materialized and "
-                "what is stored.",
-            ),
-            cron_schedule=settings.reconciliation_cron,
-            default_status=DefaultScheduleStatus.RUNNING,
-            description="Looks whether any event was lost.",
-        )
-    except Exception as error:  # noqa: BLE001 – Dagster's, of several kinds
-        raise SettingsError(
-            f"{environment_name('reconciliation_cron')}: {settings.reconciliation_cron!r} is no "
-            f"cron line such as '*/15 * * * *' ({error})"
-        ) from None
+    job = define_asset_job(
+        "reconciliation_check",
+        selection=AssetSelection.checks(*RECONCILIATION_CHECKS),
+        description="Compares what the inbox holds, what ran, what is materialized and what is "
+        "stored.",
+    )
+    return on_cron(
+        settings, "reconciliation_cron", job, "reconciliation", "Looks whether any event was lost."
+    )
+
+
+def build_live_checks_schedule(settings: "Settings") -> ScheduleDefinition:
+    """The schedule of the checks of a window of live events, for these settings.
+
+    Raises:
+        SettingsError: the cron setting is no cron line.
+    """
+    job = define_asset_job(
+        "live_window_checks",
+        selection=AssetSelection.checks(*LIVE_WINDOW_CHECKS),
+        description="Judges the newest events: camera, pedestal, columns, pixels, clipping, "
+        "specification, rate and silence.",
+    )
+    return on_cron(settings, "live_checks_cron", job, "live_checks", "Judges the newest events.")
 
 
 def build_health_schedule() -> ScheduleDefinition:
@@ -62,21 +103,4 @@ def build_health_schedule() -> ScheduleDefinition:
         cron_schedule="0 * * * *",
         default_status=DefaultScheduleStatus.RUNNING,
         description="Measures how well the live pipeline is, at each full hour.",
-    )
-
-
-def build_live_checks_sensor() -> AutomationConditionSensorDefinition:
-    """Requests the checks of a window of live events at each tick of their cron.
-
-    Not a schedule: Dagster takes an asset's checks along in every run and backfill of it, unless
-    they have a condition of their own; and a condition has a sensor that evaluates it.
-    """
-    return AutomationConditionSensorDefinition(
-        "live_checks",
-        target=AssetSelection.checks(*LIVE_WINDOW_CHECKS),
-        default_status=DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=_EVALUATE_EVERY_S,
-        description="Judges the newest events on the cron of "
-        f"{environment_name('live_checks_cron')}: pedestal, columns, pixels, clipping, "
-        "specification, rate and silence.",
     )

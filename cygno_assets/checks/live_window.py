@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dagster import (
     AssetCheckExecutionContext,
@@ -18,7 +18,6 @@ from dagster import (
     AssetChecksDefinition,
     AssetCheckSeverity,
     AssetCheckSpec,
-    AutomationCondition,
     ResourceParam,
     multi_asset_check,
 )
@@ -28,9 +27,6 @@ from cygno_assets.daq.inbox import Inbox, InboxUnavailableError
 from cygno_assets.names import (
     ANNOUNCEMENTS,
     DATASET_PIXEL_HISTOGRAM,
-    PARTITION_TAG,
-    PREPROCESSED_TENSOR,
-    RAW_IMAGE,
     TRAINING_DATASET,
 )
 from cygno_assets.physics.counting import (
@@ -50,7 +46,7 @@ from cygno_assets.records.window import (
     read_window,
     summed_counts,
 )
-from cygno_assets.settings import SettingsError, environment_name
+from cygno_assets.settings import SettingsError
 from cygno_assets.storage.io_managers import JsonIOManager
 
 if TYPE_CHECKING:
@@ -99,12 +95,14 @@ DISTANCE_LIMIT_ADU = 0.5
 SHORTEST_SILENCE_S = 60.0
 """A shorter one is no alarm: at high rates it would be of the network, and nobody could act."""
 
-CAMERA = AssetCheckKey(RAW_IMAGE, "images_are_the_cameras")
-PEDESTAL = AssetCheckKey(RAW_IMAGE, "pedestal_is_steady")
-COLUMNS = AssetCheckKey(RAW_IMAGE, "no_column_is_hot")
-HISTOGRAM = AssetCheckKey(RAW_IMAGE, "pixels_are_as_in_training")
-CLIPPING = AssetCheckKey(PREPROCESSED_TENSOR, "window_clips_few_pixels")
-SPECIFICATION = AssetCheckKey(PREPROCESSED_TENSOR, "specification_is_that_of_training")
+# All of them on the stream as a whole. On an asset that has just been made for another event,
+# Dagster would show a check as not evaluated yet; and it would run it in each event's run.
+CAMERA = AssetCheckKey(ANNOUNCEMENTS, "images_are_the_cameras")
+PEDESTAL = AssetCheckKey(ANNOUNCEMENTS, "pedestal_is_steady")
+COLUMNS = AssetCheckKey(ANNOUNCEMENTS, "no_column_is_hot")
+HISTOGRAM = AssetCheckKey(ANNOUNCEMENTS, "pixels_are_as_in_training")
+CLIPPING = AssetCheckKey(ANNOUNCEMENTS, "window_clips_few_pixels")
+SPECIFICATION = AssetCheckKey(ANNOUNCEMENTS, "specification_is_that_of_training")
 RATE = AssetCheckKey(ANNOUNCEMENTS, "rate_is_as_expected")
 SILENCE = AssetCheckKey(ANNOUNCEMENTS, "daq_is_not_silent")
 
@@ -125,23 +123,14 @@ LIVE_WINDOW_CHECKS = tuple(_ASKED)
 
 
 def build_live_window_checks(settings: "Settings") -> list[AssetChecksDefinition]:
-    """The checks of a window of live events, for these settings.
-
-    Raises:
-        SettingsError: the cron setting is no cron line.
-    """
+    """The checks of a window of live events, for these settings."""
     spec = settings.preprocess_spec
-    # A condition of their own keeps them out of the runs and backfills of what they judge, which
-    # take an asset's other checks along, for each event.
-    due = _cron_tick(settings)
 
     @multi_asset_check(
         name="live_window",
         can_subset=True,
         specs=[
-            AssetCheckSpec(
-                key.name, asset=key.asset_key, description=asked, automation_condition=due
-            )
+            AssetCheckSpec(key.name, asset=key.asset_key, description=asked)
             for key, asked in _ASKED.items()
         ],
     )
@@ -150,10 +139,6 @@ def build_live_window_checks(settings: "Settings") -> list[AssetChecksDefinition
         inbox: ResourceParam[Inbox],
         json_io_manager: ResourceParam[JsonIOManager],
     ) -> Iterator[AssetCheckResult]:
-        if PARTITION_TAG in context.run.tags:
-            # Dagster plans an event's run without them, but where no other check is left, forgets
-            # that it did: the run begins this step all the same.
-            return
         window = read_window(context.instance, settings.live_window_s)
         training = _training_histogram(json_io_manager)
         results = (
@@ -172,17 +157,6 @@ def build_live_window_checks(settings: "Settings") -> list[AssetChecksDefinition
         yield from (result for result in results if result.check_name in selected)
 
     return [live_window]
-
-
-def _cron_tick(settings: "Settings") -> AutomationCondition[Any]:
-    try:
-        tick = AutomationCondition.cron_tick_passed(settings.live_checks_cron)
-    except Exception as error:  # noqa: BLE001 – Dagster's CheckError, which has no public name
-        raise SettingsError(
-            f"{environment_name('live_checks_cron')}: {settings.live_checks_cron!r} is no cron "
-            f"line such as '*/5 * * * *' ({error})"
-        ) from None
-    return tick & ~AutomationCondition.in_progress()
 
 
 def judge_camera(window: Window) -> AssetCheckResult:

@@ -334,7 +334,7 @@ def test_dagster_judges_the_window_of_its_own_event_log(
         "daq_is_not_silent",
     }
     pedestal = checks["pedestal_is_steady"]
-    assert pedestal.asset_key.to_user_string() == "raw_image"
+    assert pedestal.asset_key.to_user_string() == "daq_announcements"
     assert pedestal.severity.value == "ERROR"
     assert "data:image/" in str(pedestal.metadata["plot"].value)
     assert pedestal.metadata["mean_adu_shift"].value == pytest.approx(4, abs=0.1)
