@@ -141,6 +141,8 @@ def _opened(file: Path | IO[bytes]) -> Iterator[pq.ParquetFile]:
         raise
     except (pa.ArrowInvalid, OSError) as error:  # the latter of damaged pages
         raise ValueError(f"damaged table: {error}") from None
+    except (LookupError, TypeError, AttributeError) as error:  # of the footer, which has no sum
+        raise ValueError(f"damaged table: {error!r} in its metadata") from None
 
 
 def _side(parquet: pq.ParquetFile) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -129,6 +129,7 @@ def test_what_is_no_such_file_is_told(tmp_path: Path, damage: bytes | str | None
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@example(place=0.9124199659373285, bit=1)  # in the name of a field of the metadata
 def test_a_file_with_a_flipped_bit_is_told_or_is_the_same(
     tmp_path: Path, place: float, bit: int
 ) -> None:
