@@ -23,7 +23,7 @@ from cygno_assets.automation.catalog import build_catalog_sensor, build_event_te
 from cygno_assets.automation.freshness import with_freshness
 from cygno_assets.automation.jobs import catalog_day_job, event_tensors_job, live_event_job
 from cygno_assets.automation.notifications import build_notifications_sensor
-from cygno_assets.automation.pruning import build_prune_job, build_prune_schedule
+from cygno_assets.automation.pruning import build_prune_schedule
 from cygno_assets.automation.retries import build_failed_events_sensor
 from cygno_assets.automation.schedules import (
     build_health_schedule,
@@ -70,7 +70,6 @@ def build_defs(
     """
     settings = load_settings() if settings is None else settings
     root = data_root(settings)
-    prune_job = build_prune_job(settings)
     with warnings.catch_warnings():
         # References to code are a beta of Dagster's; only the web UI shows them.
         warnings.simplefilter("ignore", BetaWarning)
@@ -93,7 +92,7 @@ def build_defs(
             *build_live_window_checks(settings),
             *build_training_checks(settings),
         ],
-        jobs=[live_event_job, catalog_day_job, event_tensors_job, prune_job],
+        jobs=[live_event_job, catalog_day_job, event_tensors_job],
         sensors=[
             build_daq_events_sensor(settings),
             build_failed_events_sensor(settings),
@@ -107,7 +106,7 @@ def build_defs(
             build_live_checks_schedule(settings),
             build_health_schedule(),
             build_event_tensors_schedule(),
-            build_prune_schedule(settings, prune_job),
+            build_prune_schedule(settings),
         ],
         resources={
             "inbox": Inbox(settings.resolve_inbox_url),

@@ -6,7 +6,7 @@ Here belongs when; what is then done is assets/catalog.py.
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dagster import (
     DagsterEventType,
@@ -26,6 +26,7 @@ from dagster import (
     sensor,
 )
 
+from cygno_assets.automation.cursors import parsed
 from cygno_assets.automation.jobs import catalog_day_job, event_tensors_job
 from cygno_assets.daq.inbox import Inbox
 from cygno_assets.names import (
@@ -79,16 +80,12 @@ class Cursor:
         Raises:
             ValueError: it is no cursor of this sensor.
         """
-        if not text:
-            return cls()
-        try:
-            value = json.loads(text)
+
+        def of(value: dict[str, Any]) -> "Cursor":
             waiting = {day: Waiting(**fields) for day, fields in value["waiting"].items()}
             return cls(int(value["storage_id"]), waiting)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ValueError(
-                f"the cursor {text[:80]!r} is none of this sensor; delete it to begin anew"
-            ) from None
+
+        return parsed(text, of) or cls()
 
     def dump(self) -> str:
         """As Dagster keeps it."""

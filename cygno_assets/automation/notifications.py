@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 from dagster import (
     AssetCheckKey,
     AssetCheckSeverity,
-    DagsterEventType,
     DagsterInstance,
     DefaultSensorStatus,
-    RunStatusChangeRecordsFilter,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
@@ -24,13 +22,16 @@ from dagster import (
     sensor,
 )
 
+from cygno_assets.automation.cursors import parsed
 from cygno_assets.hosts import without_queries
-from cygno_assets.names import FINAL_TAG, NOTIFICATIONS, PARTITION_TAG
+from cygno_assets.names import NOTIFICATIONS, PARTITION_TAG
 from cygno_assets.records.history import (
-    is_live,
-    may_pass,
+    failed_for_good,
+    failure_kind,
+    failures_after,
+    makes_event,
+    newest_failure,
     reason_of,
-    retried_by_dagster,
     runs_by_id,
 )
 
@@ -93,8 +94,8 @@ class Digest:
     def add(self, instance: DagsterInstance, runs: "Iterable[DagsterRun]") -> None:
         """Adds runs that failed for good; why is looked up for the first of them only."""
         for run in runs:
-            what, kind = _what(run), run.tags.get(FINAL_TAG, "failure")
-            label = f"{what}: {kind}"
+            what = _what(run)
+            label = f"{what}: {failure_kind(run)}"
             self.failed[label] = self.failed.get(label, 0) + 1
             if len(self.examples) < _EXAMPLES:
                 reason = without_queries(reason_of(instance, run))[:_REASON_LENGTH]
@@ -151,17 +152,13 @@ class Cursor:
         Raises:
             ValueError: it is no cursor of this sensor.
         """
-        if not text:
-            return cls()
-        try:
-            value = json.loads(text)
+
+        def of(value: dict[str, Any]) -> "Cursor":
             digest = value.pop("digest")
             examples = [Example(**fields) for fields in digest.pop("examples")]
             return cls(**value, digest=Digest(**digest, examples=examples))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ValueError(
-                f"the cursor {text[:80]!r} is none of this sensor; delete it to begin anew"
-            ) from None
+
+        return parsed(text, of) or cls()
 
     def dump(self) -> str:
         """As Dagster keeps it."""
@@ -170,22 +167,15 @@ class Cursor:
     def read_failures(self, instance: DagsterInstance) -> None:
         """Reads on in the runs that failed; on the first tick none, for they may be years old."""
         if self.storage_id is None:
-            newest = instance.fetch_run_status_changes(DagsterEventType.RUN_FAILURE, limit=1)
-            self.storage_id = newest.records[0].storage_id if newest.records else 0
+            self.storage_id = newest_failure(instance)
             return
         for _ in range(_A_TICK_AT_MOST // _AT_ONCE):
-            page = instance.fetch_run_status_changes(
-                RunStatusChangeRecordsFilter(
-                    event_type=DagsterEventType.RUN_FAILURE, after_storage_id=self.storage_id
-                ),
-                limit=_AT_ONCE,
-                ascending=True,
-            )
+            page = failures_after(instance, self.storage_id, _AT_ONCE)
             settled = [one for one in page.records if one.timestamp <= time.time() - _SETTLED_S]
             if settled:
                 runs = runs_by_id(instance, [one.run_id for one in settled])
                 found = [runs[one.run_id] for one in settled if one.run_id in runs]
-                self.digest.add(instance, filter(_for_good, found))
+                self.digest.add(instance, filter(failed_for_good, found))
                 self.storage_id = settled[-1].storage_id
             if len(settled) < len(page.records) or not page.has_more:
                 return
@@ -289,13 +279,9 @@ def send(url: str, message: dict[str, Any]) -> None:
         raise NotTakenError(f"the webhook answers with status {answer.status_code}")
 
 
-def _for_good(run: "DagsterRun") -> bool:
-    return not may_pass(run) and not retried_by_dagster(run)
-
-
 def _what(run: "DagsterRun") -> str:
     """What a run makes, in a few words."""
-    if is_live(run):
+    if makes_event(run):
         return "live event"
     assets = sorted(key.to_user_string() for key in run.asset_selection or ())
     return ", ".join(assets) if assets else run.job_name

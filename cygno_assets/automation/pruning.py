@@ -6,9 +6,10 @@ Here belongs when; what goes is records/pruning.py's.
 import time
 from typing import TYPE_CHECKING
 
-from dagster import JobDefinition, OpExecutionContext, ScheduleDefinition, job, op
+from dagster import OpExecutionContext, ScheduleDefinition, job, op
 
 from cygno_assets.automation.schedules import on_cron
+from cygno_assets.names import BACKGROUND
 from cygno_assets.records.pruning import keep_by, plan, prune
 from cygno_assets.storage.locations import data_root
 
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from cygno_assets.settings import Settings
 
 
-def build_prune_job(settings: "Settings") -> JobDefinition:
-    """The job, for these settings; `cygno-assets prune --dry-run` says what it would do."""
+def build_prune_schedule(settings: "Settings") -> ScheduleDefinition:
+    """The schedule with its job; `cygno-assets prune --dry-run` says what it would do.
+
+    Raises:
+        SettingsError: the cron setting is no cron line.
+    """
 
     @op(
         description="Takes runs and partition keys out of Dagster's database, of events only that "
@@ -30,18 +35,8 @@ def build_prune_job(settings: "Settings") -> JobDefinition:
         prune(context.instance, root, planned, context.log.info)
         context.add_output_metadata(planned.counts())
 
-    # Live events go first.
-    @job(name="prune", tags={"dagster/priority": "-1"}, description="Bounds Dagster's history.")
+    @job(name="prune", tags=BACKGROUND, description="Bounds Dagster's history.")
     def prune_job() -> None:
         prune_history()
 
-    return prune_job
-
-
-def build_prune_schedule(settings: "Settings", prune_job: JobDefinition) -> ScheduleDefinition:
-    """When it runs, for these settings.
-
-    Raises:
-        SettingsError: the cron setting is no cron line.
-    """
     return on_cron(settings, "prune_cron", prune_job, "prune", "Bounds Dagster's history.")

@@ -8,13 +8,12 @@ are retried inside the request and inside the run.
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from dagster import (
-    DagsterEventType,
     DagsterInstance,
     DefaultSensorStatus,
     RunRequest,
-    RunStatusChangeRecordsFilter,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
@@ -22,13 +21,16 @@ from dagster import (
     sensor,
 )
 
+from cygno_assets.automation.cursors import parsed
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.names import ATTEMPT_TAG, FAILED_EVENTS, LIVE_TAG, PARTITION_TAG, SEQUENCE_TAG
 from cygno_assets.records.history import (
     attempt_of,
     events_of,
+    failures_after,
     materialized_events,
     may_pass,
+    newest_failure,
     retried_by_dagster,
     runs_by_id,
     sequence_of,
@@ -76,16 +78,12 @@ class Cursor:
         Raises:
             ValueError: it is no cursor of this sensor.
         """
-        if not text:
-            return cls()
-        try:
-            value = json.loads(text)
+
+        def of(value: dict[str, Any]) -> "Cursor":
             waiting = {event: Waiting(**fields) for event, fields in value["waiting"].items()}
             return cls(value["storage_id"], waiting)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ValueError(
-                f"the cursor {text[:80]!r} is none of this sensor; delete it to begin anew"
-            ) from None
+
+        return parsed(text, of) or cls()
 
     def dump(self) -> str:
         """As Dagster keeps it."""
@@ -94,16 +92,9 @@ class Cursor:
     def read_failures(self, instance: DagsterInstance) -> None:
         """Reads on in the runs that failed; on the first tick none, for they may be years old."""
         if self.storage_id is None:
-            newest = instance.fetch_run_status_changes(DagsterEventType.RUN_FAILURE, limit=1)
-            self.storage_id = newest.records[0].storage_id if newest.records else 0
+            self.storage_id = newest_failure(instance)
             return
-        failures = instance.fetch_run_status_changes(
-            RunStatusChangeRecordsFilter(
-                event_type=DagsterEventType.RUN_FAILURE, after_storage_id=self.storage_id
-            ),
-            limit=_FAILURES_AT_ONCE,
-            ascending=True,
-        ).records
+        failures = failures_after(instance, self.storage_id, _FAILURES_AT_ONCE).records
         if not failures:
             return
         self.storage_id = failures[-1].storage_id

@@ -12,7 +12,7 @@ from dagster import (
 
 from cygno_assets.checks.live import RECONCILIATION_CHECKS
 from cygno_assets.checks.live_window import LIVE_WINDOW_CHECKS
-from cygno_assets.names import PIPELINE_HEALTH
+from cygno_assets.names import BACKGROUND, PIPELINE_HEALTH
 from cygno_assets.settings import SettingsError, environment_name
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def build_health_schedule() -> ScheduleDefinition:
             "pipeline_health_job",
             selection=AssetSelection.assets(PIPELINE_HEALTH),
             description="Measures how well the live pipeline is.",
-            # Drawing takes a second: by a process that no event waits for.
-            tags={"dagster/priority": "-1"},
+            tags=BACKGROUND,  # drawing takes a second
         ),
         cron_schedule="0 * * * *",
         default_status=DefaultScheduleStatus.RUNNING,

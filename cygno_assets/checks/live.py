@@ -63,51 +63,53 @@ def build_live_checks(settings: "Settings") -> list[AssetChecksDefinition]:
         context: AssetCheckExecutionContext, inbox: ResourceParam[Inbox]
     ) -> Iterator[AssetCheckResult]:
         selected = context.selected_asset_check_keys
-        for result in judged(reconcile(context.instance, inbox, data_root(settings))):
+        for result in _judged(reconcile(context.instance, inbox, data_root(settings))):
             if AssetCheckKey(ANNOUNCEMENTS, str(result.check_name)) in selected:
                 yield result
 
-    def judged(found: "Reconciliation") -> Iterator[AssetCheckResult]:
-        wrong = [one for one in found.differences if one.mendable]
-        counts: dict[str, RawMetadataValue] = {
-            "announced": found.announced,
-            "waiting": found.waiting,
-            "running": found.running,
-            "materialized": found.materialized,
-        }
-        yield AssetCheckResult(
-            asset_key=ANNOUNCEMENTS,
-            check_name=ACCOUNTED,
-            passed=not wrong,
-            severity=AssetCheckSeverity.ERROR,
-            description=f"{len(wrong)} of {found.announced} events of which not everything agrees",
-            metadata={
-                **counts,
-                **{
-                    what.replace(" ", "_"): count
-                    for what, count in found.counts().items()
-                    if what != "failed"
-                },
-                "which": _lines(f"{one.event_id}: {one.what}: {one.detail}" for one in wrong),
-            },
-        )
-        failures = found.failures()
-        failed = [one for one in found.differences if not one.mendable]
-        yield AssetCheckResult(
-            asset_key=ANNOUNCEMENTS,
-            check_name=NONE_FAILED,
-            passed=not failed and not found.rejected,
-            severity=AssetCheckSeverity.WARN,
-            description=f"{len(failed)} events failed, {found.rejected} messages were rejected",
-            metadata={
-                "failed": len(failed),
-                "rejected": found.rejected,
-                **{f"failed_{kind}": count for kind, count in failures.items()},
-                "which": _lines(f"{one.event_id}: {one.detail}" for one in failed),
-            },
-        )
-
     return [reconciliation]
+
+
+def _judged(found: "Reconciliation") -> Iterator[AssetCheckResult]:
+    """Both checks."""
+    wrong = [one for one in found.differences if one.mendable]
+    counts: dict[str, RawMetadataValue] = {
+        "announced": found.announced,
+        "waiting": found.waiting,
+        "running": found.running,
+        "materialized": found.materialized,
+    }
+    yield AssetCheckResult(
+        asset_key=ANNOUNCEMENTS,
+        check_name=ACCOUNTED,
+        passed=not wrong,
+        severity=AssetCheckSeverity.ERROR,
+        description=f"{len(wrong)} of {found.announced} events of which not everything agrees",
+        metadata={
+            **counts,
+            **{
+                what.replace(" ", "_"): count
+                for what, count in found.counts().items()
+                if what != "failed"
+            },
+            "which": _lines(f"{one.event_id}: {one.what}: {one.detail}" for one in wrong),
+        },
+    )
+    failures = found.failures()
+    failed = [one for one in found.differences if not one.mendable]
+    yield AssetCheckResult(
+        asset_key=ANNOUNCEMENTS,
+        check_name=NONE_FAILED,
+        passed=not failed and not found.rejected,
+        severity=AssetCheckSeverity.WARN,
+        description=f"{len(failed)} events failed, {found.rejected} messages were rejected",
+        metadata={
+            "failed": len(failed),
+            "rejected": found.rejected,
+            **{f"failed_{kind}": count for kind, count in failures.items()},
+            "which": _lines(f"{one.event_id}: {one.detail}" for one in failed),
+        },
+    )
 
 
 def _lines(texts: "Iterable[str]") -> str:

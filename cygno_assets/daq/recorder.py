@@ -171,10 +171,10 @@ class Recorder:
     async def run(self) -> None:
         """Runs until cancelled; waits for either server as long as it takes."""
         try:
-            await until_cancelled(self._ready_inbox())
+            await cancellable(self._ready_inbox())
             async with asyncio.TaskGroup() as group:
-                group.create_task(until_cancelled(self._record_waiting()))
-                group.create_task(until_cancelled(self._listen_for_ever()))
+                group.create_task(cancellable(self._record_waiting()))
+                group.create_task(cancellable(self._listen_for_ever()))
         finally:
             if self._inbox is not None:
                 await self._inbox.close()
@@ -480,7 +480,7 @@ async def _is_stored(jetstream: JetStreamContext, outgoing: _Outgoing) -> bool:
     return (newest.headers or {}).get(_ID) == outgoing.headers[_ID]
 
 
-async def until_cancelled(work: Coroutine[Any, Any, Any]) -> None:
+async def cancellable(work: Coroutine[Any, Any, Any]) -> None:
     """Awaits some work; when cancelled, cancels it again and again until it has ended.
 
     `asyncio.wait_for` of Python 3.11, on which nats-py is built, drops a cancellation that comes

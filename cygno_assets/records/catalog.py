@@ -17,18 +17,12 @@ from dagster import AssetRecordsFilter, DagsterEventType, RunsFilter, RunStatusC
 from cygno_assets.daq.announcement import NotAnEventError, is_event_id, parse_announcement
 from cygno_assets.names import (
     EVENT_CATALOG,
-    LIVE_JOB,
     PARTITION_TAG,
     PREPROCESSED_TENSOR,
     RAW_IMAGE,
 )
 from cygno_assets.partitions import FIRST_EVENT_DAY
-from cygno_assets.records.history import (
-    failure_kind,
-    may_pass,
-    reason_of,
-    retried_by_dagster,
-)
+from cygno_assets.records.history import failed_for_good, failure_kind, makes_event, reason_of
 from cygno_assets.records.made import Made, made_since, newest_of
 from cygno_assets.storage import event_tables
 from cygno_assets.storage.event_tables import EVENT_COLUMNS, FAILED, MATERIALIZED
@@ -291,7 +285,7 @@ def _failures(
             known = {run.dagster_run.run_id: run for run in runs}
             for record in records:
                 of = known.get(record.run_id)  # None: pruned
-                if of is not None and _failed_for_good(of.dagster_run):
+                if of is not None and _failed_event(of.dagster_run):
                     yield Failed(
                         of.dagster_run, record.storage_id, record.timestamp, of.create_timestamp
                     )
@@ -300,16 +294,8 @@ def _failures(
             after = records[-1].storage_id
 
 
-def _failed_for_good(run: DagsterRun) -> bool:
-    of_event = run.job_name == LIVE_JOB or {RAW_IMAGE, PREPROCESSED_TENSOR} & set(
-        run.asset_selection or ()
-    )
-    return (
-        bool(of_event)
-        and PARTITION_TAG in run.tags
-        and not retried_by_dagster(run)
-        and not may_pass(run)
-    )
+def _failed_event(run: DagsterRun) -> bool:
+    return makes_event(run) and PARTITION_TAG in run.tags and failed_for_good(run)
 
 
 def _time(seconds: float) -> datetime:

@@ -23,7 +23,6 @@ from dagster import DagsterRunStatus, RunsFilter
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
 from cygno_assets.daq.inbox import InboxUnavailableError
 from cygno_assets.names import (
-    FINAL_TAG,
     LIVE_JOB,
     LIVE_TAG,
     PARTITION_TAG,
@@ -33,10 +32,10 @@ from cygno_assets.names import (
 from cygno_assets.records.cursors import read_by_sensor, waiting_to_be_made_again
 from cygno_assets.records.history import (
     events_of,
-    is_live,
+    failed_for_good,
+    failure_kind,
+    makes_event,
     materialized_events,
-    may_pass,
-    retried_by_dagster,
     sequence_of,
     unfinished_runs,
 )
@@ -424,10 +423,10 @@ def _failed(
     )
     for run in runs:  # the newest first: the first has its say
         event = run.tags.get(PARTITION_TAG)
-        if event is None or event in elsewhere or event in kinds or not is_live(run):
+        if event is None or event in elsewhere or event in kinds or not makes_event(run):
             continue
-        if not retried_by_dagster(run) and not may_pass(run):
-            kinds[event] = run.tags.get(FINAL_TAG, "failure")
+        if failed_for_good(run):
+            kinds[event] = failure_kind(run)
     made = materialized_events(instance, kinds)
     return dict(sorted(Counter(kind for event, kind in kinds.items() if event not in made).items()))
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, RunsFilter
+from dagster import (
+    AssetRecordsFilter,
+    DagsterEventType,
+    DagsterRunStatus,
+    RunsFilter,
+    RunStatusChangeRecordsFilter,
+)
 
 from cygno_assets.names import (
     ATTEMPT_TAG,
     FINAL_TAG,
+    LIVE_JOB,
     LIVE_TAG,
     MAX_ATTEMPTS,
     PARTITION_TAG,
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
 
-    from dagster import DagsterInstance, DagsterRun
+    from dagster import DagsterInstance, DagsterRun, EventRecordsResult
 
 _UNFINISHED = [
     DagsterRunStatus.QUEUED,
@@ -97,10 +104,12 @@ def sequence_of(run: DagsterRun) -> int:
     return int(run.tags.get(SEQUENCE_TAG) or 0)
 
 
-def is_live(run: DagsterRun) -> bool:
+def makes_event(run: DagsterRun) -> bool:
     """Whether a run makes an event, be it a sensor's or a person's."""
-    return LIVE_TAG in run.tags or bool(
-        {RAW_IMAGE, PREPROCESSED_TENSOR} & set(run.asset_selection or ())
+    return (
+        LIVE_TAG in run.tags
+        or run.job_name == LIVE_JOB
+        or bool({RAW_IMAGE, PREPROCESSED_TENSOR} & set(run.asset_selection or ()))
     )
 
 
@@ -116,6 +125,26 @@ def may_pass(run: DagsterRun) -> bool:
         and LIVE_TAG in run.tags
         and FINAL_TAG not in run.tags
         and attempt_of(run) < MAX_ATTEMPTS
+    )
+
+
+def failed_for_good(run: DagsterRun) -> bool:
+    """Whether nothing runs again by itself what a failed or canceled run was to make."""
+    return not retried_by_dagster(run) and not may_pass(run)
+
+
+def newest_failure(instance: DagsterInstance) -> int:
+    """The place in Dagster's event log of the newest failure of a run; 0 if there is none."""
+    page = instance.fetch_run_status_changes(DagsterEventType.RUN_FAILURE, limit=1)
+    return page.records[0].storage_id if page.records else 0
+
+
+def failures_after(instance: DagsterInstance, storage_id: int, limit: int) -> EventRecordsResult:
+    """Failures of runs after a place in Dagster's event log, the oldest first."""
+    return instance.fetch_run_status_changes(
+        RunStatusChangeRecordsFilter(DagsterEventType.RUN_FAILURE, after_storage_id=storage_id),
+        limit=limit,
+        ascending=True,
     )
 
 
@@ -140,7 +169,7 @@ def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[st
     return {
         run.tags[PARTITION_TAG]: reason_of(instance, run)
         for run in reversed(runs)  # so that the newest run's reason stays
-        if not retried_by_dagster(run) and not may_pass(run)
+        if failed_for_good(run)
     }
 
 

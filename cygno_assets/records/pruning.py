@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
 
-from cygno_assets.names import LIVE_JOB, PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
+from cygno_assets.names import PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
 from cygno_assets.partitions import daq_event_partitions
+from cygno_assets.records.history import makes_event
 from cygno_assets.storage.event_tables import days_held, read_day
 from cygno_assets.storage.locations import file_names, sweep_half_written
 
@@ -32,7 +33,6 @@ _DAY_S = 86_400.0
 _SAY_EVERY_S = 5.0
 _HALF_WRITTEN_S = _DAY_S  # more than any writing takes
 _MADE = {DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.ASSET_CHECK_EVALUATION}
-_OF_EVENTS = {RAW_IMAGE, PREPROCESSED_TENSOR}
 _ENDED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 
 
@@ -122,11 +122,11 @@ def plan(instance: DagsterInstance, root: UPath, keep: Keep) -> Plan:
         if event in stored and keep.images_since is not None and ended < keep.images_since:
             aged.add(event)
     here.sort()
-    newest = max(len(here) - keep.events, 0)
+    too_many = max(len(here) - keep.events, 0)
     old = {
         event: run_id
         for place, (ended, event, run_id) in enumerate(here)
-        if place < newest or ended < keep.since
+        if place < too_many or ended < keep.since
     }
     events: list[str] = []
     runs: list[str] = []
@@ -182,10 +182,12 @@ def _catalogued(root: UPath) -> Iterator[tuple[float, str, str]]:
         rows = read_day(root, day, ("event_id", "acquired", "materialized", "run_id"))
         if rows is None:
             continue
-        times = rows["materialized"].fillna(rows["acquired"])
-        for time_, event, run_id in zip(times, rows["event_id"], rows["run_id"], strict=True):
-            if time_ == time_ and run_id == run_id:  # neither is missing
-                yield time_.timestamp(), event, run_id
+        rows = rows.assign(ended=rows["materialized"].fillna(rows["acquired"]))
+        rows = rows.dropna(subset=["ended", "run_id"])
+        for ended, event, run_id in zip(
+            rows["ended"], rows["event_id"], rows["run_id"], strict=True
+        ):
+            yield ended.timestamp(), event, run_id
 
 
 def _is_known(runs: Sequence[DagsterRun], catalogued: str) -> bool:
@@ -222,12 +224,8 @@ def _superseded(instance: DagsterInstance, before: float) -> Iterator[str]:
     while runs := instance.get_runs(ended, cursor=cursor, limit=_RUNS_AT_ONCE):
         cursor = runs[-1].run_id
         for run in runs:
-            if not _is_of_an_event(run) and not _made_the_newest(instance, run):
+            if not makes_event(run) and not _made_the_newest(instance, run):
                 yield run.run_id
-
-
-def _is_of_an_event(run: DagsterRun) -> bool:
-    return run.job_name == LIVE_JOB or bool(_OF_EVENTS & set(run.asset_selection or ()))
 
 
 def _made_the_newest(instance: DagsterInstance, run: DagsterRun) -> bool:
@@ -236,8 +234,8 @@ def _made_the_newest(instance: DagsterInstance, run: DagsterRun) -> bool:
         event = entry.get_dagster_event()
         if event.event_type == DagsterEventType.ASSET_CHECK_EVALUATION:
             check = event.asset_check_evaluation_data.asset_check_key
-            latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([check])
-            newest = latest[check].run_id if check in latest else None
+            latest = instance.get_latest_asset_check_evaluation_record(check)
+            newest = latest.run_id if latest else None
         else:
             asset = event.asset_key
             record = asset and instance.get_latest_data_version_record(

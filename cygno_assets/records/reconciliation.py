@@ -111,22 +111,19 @@ def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconcili
     # In this order: what moves on meanwhile is found further on the road, never nowhere.
     read_to = read_by_sensor(instance, state.created)
     announced, rejected = inbox.announced_until(read_to)
+    in_inbox = set(announced)
     running = events_of(unfinished_runs(instance))
     failed, passing = _failures(instance, announced)
-    known = {
-        key: set(instance.get_materialized_partitions(key))
-        for key in (RAW_IMAGE, PREPROCESSED_TENSOR)
-    }
+    made = set(instance.get_materialized_partitions(PREPROCESSED_TENSOR))
     images, tensors = (
         file_names(root.joinpath(*key.path)).keys() for key in (RAW_IMAGE, PREPROCESSED_TENSOR)
     )
     busy = running | passing
-    made = known[PREPROCESSED_TENSOR]
     # What was pruned of Dagster's history has no partition any more, but a row in the catalogue.
     partitions = instance.get_dynamic_partitions(str(daq_event_partitions.name))
-    pruned = states_of(root, {*announced, *tensors} - made - busy - failed.keys() - {*partitions})
+    pruned = states_of(root, (in_inbox | tensors) - made - busy - failed.keys() - {*partitions})
     differences: list[Difference] = []
-    for event in [*announced, *sorted((made | tensors) - set(announced))]:
+    for event in [*announced, *sorted((made | tensors) - in_inbox)]:
         if event in busy:
             continue
         if event in pruned:
@@ -150,7 +147,7 @@ def reconcile(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconcili
         announced=len(announced),
         waiting=state.last_sequence - read_to,
         rejected=rejected,
-        running=len(busy & set(announced)),
+        running=len(busy & in_inbox),
         materialized=len(made),
         differences=differences,
     )

@@ -30,7 +30,7 @@ WELL, WRONG, NOTHING_RUNS = 0, 1, 2
 
 _TIMEOUT_S = 1.0
 _WORKER = "multiprocessing.spawn"
-_UNITS = {"acquired_to_materialized": "in all"}
+_STAGE_NAMES = {"acquired_to_materialized": "in all"}
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _rate(rate: Rate | None) -> str:
 
 
 def _stage(stage: str) -> str:
-    return _UNITS.get(stage, stage.replace("_to_", " → "))
+    return _STAGE_NAMES.get(stage, stage.replace("_to_", " → "))
 
 
 def _span(seconds: float) -> str:

@@ -13,7 +13,7 @@ import io
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
-from cygno_assets.storage.locations import local_path, read_if_there, read_whole
+from cygno_assets.storage.locations import file_names, local_path, read_if_there, read_whole
 from cygno_assets.storage.tables import Column, table_from_parquet
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ EVENT_COLUMNS = (
     Column("max_adu", "Int64", "largest pixel, ADU"),
     Column("column_sd_adu", "float64", "standard deviation of the columns' means, ADU"),
     Column("hottest_column", "Int64", "column with the highest mean"),
-    Column("hottest_column_excess_adu", "float64", "its mean above the image's, ADU"),
+    Column("hottest_column_excess_adu", "float64", "its mean above the median column's, ADU"),
     Column("brightest_adu", "float64", "mean of the brightest 8 × 8 pixels, ADU"),
     Column("brightest_row", "Int64", "their first row"),
     Column("brightest_column", "Int64", "their first column"),
@@ -113,11 +113,7 @@ def digest(table: pd.DataFrame) -> str:
 
 def days_held(root: UPath) -> list[date]:
     """The days that have a file, in order."""
-    try:
-        names = [path.name for path in (root / FOLDER).iterdir()]
-    except (FileNotFoundError, NotADirectoryError):  # the latter of S3
-        return []
-    return sorted(filter(None, map(_day_of, names)))
+    return sorted(filter(None, map(_day_of, file_names(root / FOLDER).values())))
 
 
 def read_day(root: UPath, day: date, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
@@ -281,14 +277,13 @@ def _joined(one: Row, other: Row) -> Row:
 def _rows(table: pd.DataFrame) -> Iterator[Row]:
     import pandas as pd
 
+    def plain(value: Any) -> Any:
+        if pd.isna(value):
+            return None
+        return value.to_pydatetime() if isinstance(value, pd.Timestamp) else value
+
     for row in table.to_dict("records"):
-        yield {str(name): None if pd.isna(value) else _plain(value) for name, value in row.items()}
-
-
-def _plain(value: Any) -> Any:
-    import pandas as pd
-
-    return value.to_pydatetime() if isinstance(value, pd.Timestamp) else value
+        yield {str(name): plain(value) for name, value in row.items()}
 
 
 def _conform(table: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -15,8 +15,8 @@ from cygno_assets.daq.inbox import Inbox, InboxUnavailableError
 from cygno_assets.daq.recorder import (
     MAX_REJECTED_BYTES,
     RecorderCounts,
+    cancellable,
     recorder_status,
-    until_cancelled,
 )
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import free_port
@@ -67,7 +67,7 @@ def test_work_that_misses_a_cancellation_is_cancelled_again() -> None:
                 missed += 1
 
     async def work() -> None:
-        task = asyncio.create_task(until_cancelled(hard_of_hearing()))
+        task = asyncio.create_task(cancellable(hard_of_hearing()))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
