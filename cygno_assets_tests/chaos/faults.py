@@ -30,6 +30,7 @@ EVENTS, RATE = 50, 5.0
 _OUTAGE_S = 15.0
 _STILL_S = 30.0
 _MANY = 1000
+_SLICES, _SLICE_S = 100, 0.0002
 
 
 @dataclass(frozen=True)
@@ -136,16 +137,33 @@ def _kill_a_worker_in_a_download(world: World) -> None:
 
 
 def _kill_workers_in_a_write(world: World) -> None:
-    """Whenever a file is being written, all workers are killed; three times."""
-    folders = [world.home / "data" / name for name in ("raw_image", "preprocessed_tensor")]
+    """While a file is half written, all workers are killed; three times."""
     for _ in range(3):
-        deadline = time.monotonic() + 20
-        while not any(_partial(folder) for folder in folders):
-            if time.monotonic() > deadline:
-                raise TimeoutError("no file was seen while it was written")
-        for worker in world.workers():
-            worker.kill()
+        _stop_workers_in_a_write(world)
+        _signal(world.workers(), signal.SIGKILL)
         world.pause(3)
+
+
+def _stop_workers_in_a_write(world: World, timeout_s: float = 20) -> None:
+    """Lets workers run in slices shorter than a write, until one stands still in the middle."""
+    folders = [world.home / "data" / name for name in ("raw_image", "preprocessed_tensor")]
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        workers = world.workers()
+        for _ in range(_SLICES):
+            _signal(workers, signal.SIGCONT)
+            time.sleep(_SLICE_S)
+            _signal(workers, signal.SIGSTOP)
+            if any(_partial(folder) for folder in folders):
+                return
+        _signal(workers, signal.SIGCONT)
+    raise TimeoutError(f"no file was seen while it was written, in {timeout_s:g} s")
+
+
+def _signal(workers: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.send_signal(number)
 
 
 def _partial(folder: Path) -> bool:
