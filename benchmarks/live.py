@@ -217,7 +217,6 @@ def running_live(
                 prefix="cygno-benchmark-", ignore_cleanup_errors=True
             )
             home = Path(cleanup.enter_context(folder))
-        configured = CHECKOUT if change is None else dagster_home(home / "configured", change)
         cleanup.callback(_restore_environment, before)
         daq = cleanup.enter_context(running_daq_servers(home))
         settings = {
@@ -230,10 +229,10 @@ def running_live(
             "webserver_port": free_port(),  # 3000 is for people
             **overrides,
         }
+        if change is not None:
+            settings["dagster_config"] = dagster_home(home / "configured", change)
         stack = cleanup.enter_context(
-            running_stack(
-                settings, lambda _: None, dagster_home=configured, definitions=definitions
-            )
+            running_stack(settings, lambda _: None, definitions=definitions)
         )
         stack.services.extend(daq.services)
         instance = cleanup.enter_context(DagsterInstance.get())

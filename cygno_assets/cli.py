@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -168,6 +169,28 @@ def up(
             }
         )
     )
+
+
+@cli.command()
+@click.option(
+    "--live",
+    type=click.IntRange(0),
+    default=lambda: os.cpu_count() or 1,
+    show_default="one for each CPU",
+    help="Processes for events.",
+)
+@click.option(
+    "--background",
+    type=click.IntRange(0),
+    default=lambda: os.cpu_count() or 1,
+    show_default="one for each CPU",
+    help="Processes for backfills, which leave the CPU to those for events.",
+)
+def worker(live: int, background: int) -> None:
+    """Execute runs that `up` on another machine launches (docs/scaling.md), until Ctrl-C."""
+    from cygno_assets.services.worker import run_worker
+
+    _guarded(lambda: run_worker(click.echo, live=live, background=background))
 
 
 @cli.command()

@@ -55,6 +55,22 @@ class Settings(BaseModel):
         "Deleting it is a clean start.",
     )
 
+    dagster_config: Path = Field(
+        CHECKOUT,
+        description="Folder of the dagster.yaml to use: the checkout, or `deploy` in it, with "
+        "which runs are executed by workers on any number of machines (docs/scaling.md).",
+    )
+    postgres_url: SecretStr | None = Field(
+        None,
+        description="With `deploy/dagster.yaml`: the database of Dagster's state, "
+        "`postgresql://user:password@host/database`.",
+    )
+    broker_url: SecretStr | None = Field(
+        None,
+        description="With `deploy/dagster.yaml`: what brings runs to the workers, "
+        "`redis://:password@host:6379/0`.",
+    )
+
     daq_nats_url: str = Field(
         "nats://127.0.0.1:4222",
         repr=False,  # may hold a password
@@ -310,6 +326,14 @@ class Settings(BaseModel):
             ):
                 raise ValueError(f"{owner!r} is neither an e-mail address nor `team:name`")
         return value
+
+    @field_validator("dagster_config")
+    @classmethod
+    def _holds_dagster_yaml(cls, value: Path) -> Path:
+        folder = value.expanduser().resolve()
+        if not (folder / "dagster.yaml").is_file():
+            raise ValueError(f"there is no dagster.yaml in {str(folder)!r}")
+        return folder
 
     @field_validator("home")
     @classmethod
@@ -580,6 +604,8 @@ def settings_table() -> str:
             shown = "–"
         elif field == "home":
             shown = "`.cygno` in the checkout"
+        elif field == "dagster_config":
+            shown = "the checkout"
         elif isinstance(default, bool):
             shown = f"`{str(default).lower()}`"
         elif isinstance(default, tuple):

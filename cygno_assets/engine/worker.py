@@ -49,11 +49,7 @@ def serve(pipe: Connection, instance_ref: InstanceRef, origin: RepositoryPythonO
         except Exception:
             # The first run meets the same, and tells in its log.
             logging.getLogger(__name__).exception("the definitions do not load")
-        # What is loaded now stays: to look through it again and again for garbage takes a tenth
-        # of a short run's time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_COLLECT_AFTER)
+        keep_loaded()
         while True:
             try:
                 run_id = pipe.recv()
@@ -64,8 +60,23 @@ def serve(pipe: Connection, instance_ref: InstanceRef, origin: RepositoryPythonO
             pipe.send(answer)
 
 
-def execute(instance: DagsterInstance, run_id: str) -> str:
+def keep_loaded() -> None:
+    """Has Python look for garbage only in what comes from now on.
+
+    What is loaded stays: to look through it again and again takes a tenth of a short run's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
+
+
+def execute(instance: DagsterInstance, run_id: str, worker: str = "a warm worker") -> str:
     """Executes a run to its end; what goes wrong is in its event log.
+
+    Args:
+        instance: Dagster's.
+        run_id: of a run that has not started.
+        worker: who does, for the log.
 
     Returns:
         DONE or NOT_HERE.
@@ -89,7 +100,7 @@ def execute(instance: DagsterInstance, run_id: str) -> str:
         if not _runs_in_process(job, run):
             return NOT_HERE
         instance.report_engine_event(
-            f"Executed by a warm worker (pid: {os.getpid()}).",
+            f"Executed by {worker} (pid: {os.getpid()}).",
             run,
             EngineEventData.in_process(os.getpid()),
         )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cygno_assets.services.process import ServiceError
-from cygno_assets.settings import CHECKOUT, environment_name
+from cygno_assets.settings import environment_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ def dagster_instance(settings: Settings) -> Iterator[DagsterInstance]:
 
     if not settings.dagster_state.is_dir():
         raise ServiceError(f"nothing has run in {settings.home} yet")
-    os.environ["DAGSTER_HOME"] = str(CHECKOUT)
+    os.environ["DAGSTER_HOME"] = str(settings.dagster_config)
     os.environ[environment_name("home")] = str(settings.home)
     with DagsterInstance.get() as instance:
         yield instance

@@ -21,7 +21,6 @@ from cygno_assets.settings import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from cygno_assets.settings import Settings
 
@@ -33,12 +32,11 @@ _READY_TIMEOUT_S = 120.0
 
 
 class DagsterServices:
-    """Code server, webserver and daemon on the checkout's dagster.yaml.
+    """Code server, webserver and daemon on one dagster.yaml.
 
     Args:
         settings: home, host and port.
         environ: settings that are not in our own environment.
-        dagster_home: folder of dagster.yaml.
         definitions: module that holds them.
     """
 
@@ -47,7 +45,6 @@ class DagsterServices:
         settings: Settings,
         environ: Mapping[str, str],
         *,
-        dagster_home: Path = CHECKOUT,
         definitions: str = "cygno_assets.definitions",
     ) -> None:
         # Two systems that start at once would both find the usual port free.
@@ -57,7 +54,6 @@ class DagsterServices:
             free = self._usual_port is not None and not accepts_connections(_USUAL_PORT)
             port = _USUAL_PORT if free else free_port()
         self._settings = settings
-        self._dagster_home = dagster_home
         self._port = port
         self.url = f"http://{settings.webserver_host}:{port}"
         self._ui = WebUI(self.url)
@@ -65,7 +61,7 @@ class DagsterServices:
         self._workspace = settings.dagster_state / "workspace.yaml"
         logs = settings.home / "logs"
         environ = dict(environ) | {
-            "DAGSTER_HOME": str(dagster_home),
+            "DAGSTER_HOME": str(settings.dagster_config),
             "CYGNO_HOME": str(settings.home),
             # Off in dagster.yaml too, but only this keeps it from making folders in the checkout.
             "DAGSTER_DISABLE_TELEMETRY": "yes",
@@ -138,7 +134,7 @@ class DagsterServices:
         """Here, by one process: several that start on an empty home at once can corrupt it."""
         from dagster import DagsterInstance
 
-        os.environ["DAGSTER_HOME"] = str(self._dagster_home)
+        os.environ["DAGSTER_HOME"] = str(self._settings.dagster_config)
         os.environ["CYGNO_HOME"] = str(self._settings.home)
         with DagsterInstance.get() as instance:
             instance.get_runs_count()

@@ -28,7 +28,7 @@ from cygno_assets.services.dagster_services import DagsterServices
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import Service, ServiceError
 from cygno_assets.services.supervisor import Supervisor
-from cygno_assets.settings import CHECKOUT, environment_name, load_settings
+from cygno_assets.settings import environment_name, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,7 +110,6 @@ def running_stack(
     overrides: Mapping[str, object],
     say: Callable[[str], None],
     *,
-    dagster_home: Path = CHECKOUT,
     definitions: str = "cygno_assets.definitions",
 ) -> Iterator[Stack]:
     """Starts inbox, recorders and Dagster, and takes them down again.
@@ -118,7 +117,6 @@ def running_stack(
     Args:
         overrides: settings by field name, beyond those of the environment.
         say: told of each step, in a line.
-        dagster_home: folder of dagster.yaml.
         definitions: module that holds them.
 
     Raises:
@@ -126,8 +124,10 @@ def running_stack(
         ServiceError: a process does not come up, or the home is in use.
     """
     settings = load_settings(overrides)
-    if not (CHECKOUT / "dagster.yaml").is_file():
-        raise ServiceError(f"there is no dagster.yaml in {CHECKOUT}: run this from a checkout")
+    if not (settings.dagster_config / "dagster.yaml").is_file():
+        raise ServiceError(
+            f"there is no dagster.yaml in {settings.dagster_config}: run this from a checkout"
+        )
     with ExitStack() as cleanup:
         cleanup.enter_context(locked_home(settings))
         services: list[Service] = []
@@ -150,9 +150,7 @@ def running_stack(
             recorder.wait_ready(partial(_answers, settings, recorder.name), _READY_TIMEOUT_S)
         services += recorders
         say("recorders  running")
-        dagster = DagsterServices(
-            settings, environ, dagster_home=dagster_home, definitions=definitions
-        )
+        dagster = DagsterServices(settings, environ, definitions=definitions)
         cleanup.callback(dagster.stop)
         say("Dagster    starting …")
         dagster.start()

@@ -1,0 +1,175 @@
+"""A run launcher whose runs are executed by Celery workers, on as many machines as there are.
+
+Here belongs what Dagster asks of a launcher, and how the broker is spoken to; what a worker does
+with a run is celery_worker.py's.
+
+Of dagster-celery's own launcher remain the idea and the configuration. A run's message holds its
+id alone, and the storage knows by whom a run is held (run_holds.py): so one whose worker was
+killed is found at once, one that is delivered twice is executed once, and no result backend is
+needed. And a run that shall stop shows Canceling until it has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dagster import Field, IntSource, StringSource
+from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
+from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
+from dagster_celery.launcher import CeleryRunLauncher
+
+from .code_digest import code_digest
+from .run_holds import holds_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from celery import Celery
+    from dagster import DagsterRun
+    from dagster._core.launcher import LaunchRunContext, ResumeRunContext
+    from dagster._serdes import ConfigurableClassData
+
+LIVE_QUEUE, BACKGROUND_QUEUE = "cygno.live", "cygno.background"
+"""Backfills, and what has a negative priority, wait in a queue of their own for processes of their
+own: however long such a run takes, no event waits for it."""
+TASK = "cygno.execute_run"
+
+
+class HeldRunLauncher(CeleryRunLauncher):
+    """Sends runs to Celery workers, which execute them by the in-process executor.
+
+    Args:
+        broker: URL of the broker; with its password.
+        definitions: module of the definitions, which workers load before their first run.
+        redeliver_seconds: after which a broker that does not notice that a worker has died (Redis)
+            gives what that had been sent to another one.
+        runs_per_worker: runs after which a worker's process is replaced.
+        memory_limit_mb: resident memory after which it is, when its run has ended.
+        stop_grace_seconds: between a run's being asked to stop and its process being killed.
+        inst_data: Dagster's.
+    """
+
+    def __init__(
+        self,
+        broker: str,
+        definitions: str,
+        redeliver_seconds: int = 120,
+        runs_per_worker: int = 1000,
+        memory_limit_mb: int = 2048,
+        stop_grace_seconds: int = 5,
+        inst_data: ConfigurableClassData | None = None,
+    ) -> None:
+        self.definitions = definitions
+        self.stop_grace_s = float(stop_grace_seconds)
+        self._code: str | None = None
+        super().__init__(
+            default_queue=LIVE_QUEUE,
+            broker=broker,
+            config_source={
+                # A message is taken from the broker when its run has ended, so that another
+                # worker gets it if this one dies.
+                "task_acks_late": True,
+                "task_reject_on_worker_lost": True,
+                "worker_prefetch_multiplier": 1,
+                "task_ignore_result": True,
+                "broker_connection_retry_on_startup": True,
+                "broker_connection_max_retries": None,
+                "broker_transport_options": {"visibility_timeout": redeliver_seconds},
+                # As long as there is no broker, no run can be launched: it is waited for.
+                "task_publish_retry_policy": {
+                    "max_retries": 300,
+                    "interval_start": 0.2,
+                    "interval_step": 0.2,
+                    "interval_max": 1.0,
+                },
+                "worker_max_tasks_per_child": runs_per_worker,
+                "worker_max_memory_per_child": memory_limit_mb * 1000,
+                "worker_cancel_long_running_tasks_on_connection_loss": False,
+                "worker_hijack_root_logger": False,
+            },
+            inst_data=inst_data,
+        )
+
+    @classmethod
+    def config_type(cls) -> Mapping[str, Any]:
+        """The fields of dagster.yaml."""
+        return {
+            "broker": Field(StringSource),
+            "definitions": Field(StringSource),
+            "redeliver_seconds": Field(IntSource, is_required=False, default_value=120),
+            "runs_per_worker": Field(IntSource, is_required=False, default_value=1000),
+            "memory_limit_mb": Field(IntSource, is_required=False, default_value=2048),
+            "stop_grace_seconds": Field(IntSource, is_required=False, default_value=5),
+        }
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> Self:
+        """As dagster.yaml has it."""
+        return cls(inst_data=inst_data, **config_value)
+
+    @property
+    def app(self) -> Celery:
+        """Celery's, as launcher and workers both have it."""
+        return self.celery
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Sends a run's id to the broker.
+
+        Raises:
+            kombu.exceptions.OperationalError: the broker does not answer for minutes.
+        """
+        run = context.dagster_run
+        if self._code is None:
+            self._code = code_digest(self.definitions)
+        self.app.send_task(
+            TASK,
+            args=(run.run_id, self._code),
+            queue=BACKGROUND_QUEUE if _is_background(run) else LIVE_QUEUE,
+        )
+
+    def terminate(self, run_id: str) -> bool:
+        """Asks a run to stop, from whatever process; the worker that has it notices."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        self._instance.report_run_canceling(run)
+        return True
+
+    @property
+    def supports_resume_run(self) -> bool:
+        """No: a run whose worker is gone fails, and is retried as a new one."""
+        return False
+
+    def resume_run(self, context: ResumeRunContext) -> None:
+        """Never called.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether a process holds a run that has started."""
+        if holds_of(self._instance).is_held(run.run_id):
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "the process that executed it is gone")
+
+    def get_run_worker_debug_info(
+        self,
+        run: DagsterRun,  # noqa: ARG002 – Dagster's signature
+        include_container_logs: bool | None = True,  # noqa: ARG002, FBT002 – as above
+    ) -> str | None:
+        """Nothing that the run's log does not tell."""
+        return None
+
+
+def _is_background(run: DagsterRun) -> bool:
+    if BACKFILL_ID_TAG in run.tags:
+        return True
+    try:
+        return int(run.tags.get(PRIORITY_TAG, "0")) < 0
+    except ValueError:
+        return False
