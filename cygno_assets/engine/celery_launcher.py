@@ -160,7 +160,7 @@ class HeldRunLauncher(CeleryRunLauncher):
     def get_run_worker_debug_info(
         self,
         run: DagsterRun,  # noqa: ARG002 – Dagster's signature
-        include_container_logs: bool | None = True,  # noqa: ARG002, FBT002 – as above
+        include_container_logs: bool | None = True,  # noqa: ARG002 – as above
     ) -> str | None:
         """Nothing that the run's log does not tell."""
         return None

@@ -41,9 +41,7 @@ def run_worker(say: Callable[[str], None], *, live: int, background: int) -> Non
     """
     settings = load_settings()
     missing = [
-        environment_name(field)
-        for field in _NEEDED
-        if getattr(settings, field) in {None, CHECKOUT}
+        environment_name(field) for field in _NEEDED if getattr(settings, field) in {None, CHECKOUT}
     ]
     if missing:
         raise SettingsError(
