@@ -148,10 +148,8 @@ class _Runs:
             while not over.wait(_LOOK_EVERY_S):
                 try:
                     run = instance.get_run_by_id(run_id)
-                except Exception:
-                    _log.exception(
-                        "the storage is away: it is not known whether %s shall stop", run_id
-                    )
+                except Exception:  # noqa: BLE001 – whatever a storage raises that is away
+                    _log.warning("whether %s shall stop cannot be looked up", run_id, exc_info=True)
                     continue
                 if run is None or run.status in _STOPPING:
                     send_interrupt()

@@ -1,4 +1,4 @@
-"""The Celery launcher: real broker, database, daemon, webserver and workers; jobs that misbehave."""
+"""The Celery launcher with real broker, database, daemon and workers; jobs that misbehave."""
 
 from __future__ import annotations
 
