@@ -71,6 +71,7 @@ class HeldRunLauncher(CeleryRunLauncher):
                 # worker gets it if this one dies.
                 "task_acks_late": True,
                 "task_reject_on_worker_lost": True,
+                "worker_lost_wait": 0.5,
                 "worker_prefetch_multiplier": 1,
                 "task_ignore_result": True,
                 "broker_connection_retry_on_startup": True,
