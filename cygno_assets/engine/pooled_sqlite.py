@@ -11,55 +11,39 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-import time
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
-from uuid import uuid4
 
 import sqlalchemy as db
-from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
-from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.event_log.schema import (
-    AssetCheckExecutionsTable,
-    AssetKeyTable,
     SqlEventLogStorageMetadata,
-    SqlEventLogStorageTable,
 )
 from dagster._core.storage.event_log.sqlite import consolidated_sqlite_event_log
 from dagster._core.storage.event_log.sqlite.consolidated_sqlite_event_log import (
     ConsolidatedSqliteEventLogStorage,
 )
-from dagster._core.storage.partition_status_cache import AssetStatusCacheValue
 from dagster._core.storage.runs.schema import RunStorageSqlMetadata
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
 from dagster._core.storage.sql import check_alembic_revision, get_alembic_config, stamp_alembic_rev
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS, create_db_conn_string
-from dagster._record import copy
-from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 from watchdog.events import PatternMatchingEventHandler
 from watchdog.observers import Observer
 
 from .folder import CONFIG, folder_of
+from .pooled import Pooled, PooledEvents, PooledRuns, PooledSchedules, PooledStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from dagster import AssetKey, EventLogEntry
-    from dagster._core.storage.event_log.base import AssetRecord
+    from dagster._serdes import ConfigurableClassData
     from sqlalchemy.engine import Connection, Engine
 
 _NAME = "dagster"
-_KEPT = 1000
-"""Answers remembered of a kind, at the most."""
 _PAGES_BACK = 64
 """Pages of 4 KiB given back to the disk with each run that is deleted: four times what it took."""
-_STAMP_BYTES = 1000
-"""More than this is no stamp but what Dagster's own storage has left."""
-_INSERT_EVENT = SqlEventLogStorageTable.insert()
 _STATISTICS = {
     "idx_events_by_run_id": "2300000 23 1",
     "idx_event_type": "2300000 100000 1",
@@ -189,87 +173,31 @@ def transaction(folder: Path) -> Iterator[Connection]:
         raise
 
 
-class _Pooled:
+class _OnSqlite(Pooled):
     """What the three storages have in common."""
 
     _folder: Path
 
     @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        """A transaction."""
+    def transaction(self) -> Iterator[Connection]:
+        """See `transaction` above."""
         with transaction(self._folder) as connection:
             yield connection
 
-    def has_built_index(self, migration_name: str) -> bool:
-        """As Dagster's, asked of the database until it is true, and then no more."""
-        if migration_name not in self._built:
-            # Of the class beside this one.
-            if not super().has_built_index(migration_name):  # type: ignore[misc]
-                return False
-            self._built.add(migration_name)
-        return True
-
-    @cached_property
-    def _built(self) -> set[str]:
-        return set()
-
-    @cached_property
-    def _columns(self) -> Mapping[str, frozenset[str]]:
-        """Of each table, looked up once: only `dagster instance migrate` changes them."""
-        with self.connect() as connection:
-            inspector = db.inspect(connection)
-            return {
-                table: frozenset(column["name"] for column in inspector.get_columns(table))
-                for table in inspector.get_table_names()
-            }
+    connect = transaction
 
 
-class PooledRunStorage(_Pooled, SqliteRunStorage):
+class PooledRunStorage(_OnSqlite, PooledRuns, SqliteRunStorage):
     """Runs, their tags, backfills, and what daemons say of themselves."""
-
-    def _get_snapshot(self, snapshot_id: str) -> Any:
-        """As Dagster's, from memory: an id is a digest of what it stands for."""
-        if snapshot_id not in self._snapshots:
-            if (found := super()._get_snapshot(snapshot_id)) is None:
-                return None
-            if len(self._snapshots) >= _KEPT:
-                self._snapshots.clear()
-            self._snapshots[snapshot_id] = found
-        return self._snapshots[snapshot_id]
-
-    def has_job_snapshot(self, job_snapshot_id: str) -> bool:
-        """As Dagster's, from memory."""
-        return self._get_snapshot(job_snapshot_id) is not None
-
-    def has_run_stats_index_cols(self) -> bool:
-        """As Dagster's, from memory, like the others of its kind."""
-        return {"start_time", "end_time"} <= self._columns["runs"]
-
-    def has_backfill_id_column(self) -> bool:
-        """See above."""
-        return "backfill_id" in self._columns["runs"]
-
-    def has_bulk_actions_selector_cols(self) -> bool:
-        """See above."""
-        return "selector_id" in self._columns["bulk_actions"]
-
-    def has_bulk_action_job_name_column(self) -> bool:
-        """See above."""
-        return "job_name" in self._columns["bulk_actions"]
-
-    def has_backfill_tags_table(self) -> bool:
-        """See above."""
-        return "backfill_tags" in self._columns
 
     def __init__(self, base_dir: str) -> None:
         from pathlib import Path
 
         self._folder = Path(base_dir)
-        self._snapshots: dict[str, Any] = {}
         super().__init__(create_db_conn_string(base_dir, _NAME))
 
 
-class PooledScheduleStorage(_Pooled, SqliteScheduleStorage):
+class PooledScheduleStorage(_OnSqlite, PooledSchedules, SqliteScheduleStorage):
     """Schedules and sensors: their states and ticks."""
 
     def __init__(self, base_dir: str) -> None:
@@ -278,129 +206,28 @@ class PooledScheduleStorage(_Pooled, SqliteScheduleStorage):
         self._folder = Path(base_dir)
         super().__init__(create_db_conn_string(base_dir, _NAME))
 
-    def has_instigators_table(self) -> bool:
-        """As Dagster's, from memory."""
-        return "instigators" in self._columns
 
-    def has_secondary_index_table(self) -> bool:
-        """As Dagster's, from memory."""
-        return "secondary_indexes" in self._columns
-
-
-class PooledEventLogStorage(_Pooled, ConsolidatedSqliteEventLogStorage):
+class PooledEventLogStorage(_OnSqlite, PooledEvents, ConsolidatedSqliteEventLogStorage):
     """Events of all runs, assets, and dynamic partitions."""
 
     def __init__(self, base_dir: str) -> None:
         from pathlib import Path
 
         self._folder = Path(base_dir)
-        self._partitions: dict[tuple[str, str], float] = {}
-        self._statuses: dict[AssetKey, tuple[str, AssetStatusCacheValue]] = {}
         super().__init__(base_dir)
         self._conn_string = create_db_conn_string(base_dir, _NAME)
 
     def _init_db(self) -> None:
         """The database is made by `create_if_missing`."""
 
-    @contextmanager
-    def _connect(self) -> Iterator[Connection]:
-        with self.connect() as connection:
-            yield connection
-
-    def store_event(self, event: EventLogEntry) -> None:
-        """As Dagster's, in one transaction, by a statement that is not made anew each time."""
-        kind = event.dagster_event_type if event.is_dagster_event else None
-        with self.connect() as connection:
-            result = connection.execute(_INSERT_EVENT, self._event_to_row(event))
-            [event_id] = result.inserted_primary_key or [None]
-            if kind in ASSET_EVENTS and event.get_dagster_event().asset_key:
-                self._store_asset_event_tags(connection, [event], [event_id])
-                self._store_asset_event(connection, event, event_id)
-            if kind in ASSET_CHECK_EVENTS:
-                self.store_asset_check_event(event, event_id)
-
     def delete_events(self, run_id: str) -> None:
-        """As Dagster's, in one transaction; and what its checks found, and the space on disk."""
-        with self.connect() as connection:
-            checked = connection.execute(
-                db.select(SqlEventLogStorageTable.c.id).where(
-                    SqlEventLogStorageTable.c.run_id == run_id,
-                    SqlEventLogStorageTable.c.dagster_event_type.in_(
-                        [kind.value for kind in ASSET_CHECK_EVENTS]
-                    ),
-                )
-            ).first()
-            self.delete_events_for_run(connection, run_id)
-            if checked:  # asked first, for they have no index by run
-                connection.execute(
-                    AssetCheckExecutionsTable.delete().where(
-                        AssetCheckExecutionsTable.c.run_id == run_id
-                    )
-                )
+        """As the other's, and the space on disk."""
+        with self.transaction() as connection:
+            super().delete_events(run_id)
             # Python's sqlite3 steps once through a statement without columns: one page each.
             free = connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0
             for _ in range(min(free, _PAGES_BACK)):
                 connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")
-        self.free_concurrency_slots_for_run(run_id)
-
-    def has_table(self, table_name: str) -> bool:
-        """As Dagster's, from memory."""
-        return table_name in self._columns
-
-    def has_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> bool:
-        """As Dagster's; a yes is remembered for a second, for a run asks ten times."""
-        asked, now = (partitions_def_name, partition_key), time.monotonic()
-        if now < self._partitions.get(asked, 0.0):
-            return True
-        if not super().has_dynamic_partition(partitions_def_name, partition_key):
-            return False
-        if len(self._partitions) >= _KEPT:
-            self._partitions.clear()
-        self._partitions[asked] = now + 1.0
-        return True
-
-    def delete_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> None:
-        """As Dagster's."""
-        super().delete_dynamic_partition(partitions_def_name, partition_key)
-        self._partitions.pop((partitions_def_name, partition_key), None)
-
-    def update_asset_cached_status_data(
-        self, asset_key: AssetKey, cache_values: AssetStatusCacheValue
-    ) -> None:
-        """Keeps in memory which partitions of an asset are made, as the web UI last saw them.
-
-        Dagster's own writes all of it into the asset's row, megabytes for 10⁵ partitions, which
-        then are read and written with each event of the asset. Here a stamp stands in the row:
-        what wipes it, in whatever process, wipes what is remembered.
-        """
-        row = AssetKeyTable.c.asset_key == asset_key.to_string()
-        with self.connect() as connection:
-            stamp = connection.execute(
-                db.select(AssetKeyTable.c.cached_status_data).where(row)
-            ).scalar()
-            if stamp is None or len(stamp) > _STAMP_BYTES:
-                # As a value that Dagster can read, and finds out of date.
-                value = AssetStatusCacheValue(latest_storage_id=0, partitions_def_id=uuid4().hex)
-                stamp = serialize_value(value)
-                connection.execute(
-                    AssetKeyTable.update().where(row).values(cached_status_data=stamp)
-                )
-        self._statuses[asset_key] = (stamp, cache_values)
-
-    def _construct_asset_record_from_row(
-        self, row: Any, last_materialization_record: Any, can_read_asset_status_cache: bool
-    ) -> AssetRecord:
-        record = super()._construct_asset_record_from_row(
-            row, last_materialization_record, can_read_asset_status_cache=False
-        )
-        entry = record.asset_entry
-        stamp, status = self._statuses.get(entry.asset_key, (None, None))
-        if not can_read_asset_status_cache or stamp != row["cached_status_data"]:
-            return record
-        return copy(record, asset_entry=copy(entry, cached_status=status))
-
-    def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:  # noqa: ARG002 – Dagster's signature
-        return column_name in self._columns["asset_keys"]
 
     def get_db_path(self) -> str:
         """The database's file."""
@@ -430,7 +257,7 @@ class _Watchdog(PatternMatchingEventHandler):
         self._storage.on_modified()
 
 
-class PooledSqliteStorage(DagsterStorage, ConfigurableClass):
+class PooledSqliteStorage(PooledStorage):
     """The three storages on one database; `storage: custom:` in dagster.yaml.
 
     Args:
@@ -441,17 +268,13 @@ class PooledSqliteStorage(DagsterStorage, ConfigurableClass):
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         from pathlib import Path
 
-        super().__init__()
-        self._inst_data = inst_data
         create_if_missing(Path(base_dir))
-        self._runs = PooledRunStorage(base_dir)
-        self._events = PooledEventLogStorage(base_dir)
-        self._schedules = PooledScheduleStorage(base_dir)
-
-    @property
-    def inst_data(self) -> ConfigurableClassData | None:
-        """Dagster's."""
-        return self._inst_data
+        super().__init__(
+            PooledRunStorage(base_dir),
+            PooledEventLogStorage(base_dir),
+            PooledScheduleStorage(base_dir),
+            inst_data,
+        )
 
     @classmethod
     def config_type(cls) -> Mapping[str, Any]:
@@ -464,46 +287,3 @@ class PooledSqliteStorage(DagsterStorage, ConfigurableClass):
     ) -> Self:
         """As dagster.yaml has it."""
         return cls(str(folder_of(config_value)), inst_data)
-
-    def register_instance(self, instance: Any) -> None:
-        """Dagster's."""
-        super().register_instance(instance)
-        for storage in (self._runs, self._events, self._schedules):
-            if not storage.has_instance:
-                storage.register_instance(instance)
-
-    @property
-    def event_log_storage(self) -> PooledEventLogStorage:
-        """Events."""
-        return self._events
-
-    @property
-    def run_storage(self) -> PooledRunStorage:
-        """Runs."""
-        return self._runs
-
-    @property
-    def schedule_storage(self) -> PooledScheduleStorage:
-        """Schedules and sensors."""
-        return self._schedules
-
-    @property
-    def event_storage_data(self) -> None:
-        """None by itself: it is part of this."""
-        return
-
-    @property
-    def run_storage_data(self) -> None:
-        """None by itself: it is part of this."""
-        return
-
-    @property
-    def schedule_storage_data(self) -> None:
-        """None by itself: it is part of this."""
-        return
-
-    def dispose(self) -> None:
-        """Dagster's."""
-        self._events.dispose()
-        self._runs.dispose()
-        self._schedules.dispose()

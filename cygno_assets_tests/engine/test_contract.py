@@ -30,6 +30,7 @@ from dagster._utils.interrupts import capture_interrupts
 from cygno_assets.engine import (
     compute_logs,
     daemon,
+    pooled,
     pooled_sqlite,
     warm_launcher,
 )
@@ -143,7 +144,7 @@ def test_an_event_is_stored_in_the_steps_that_are_done_here() -> None:
     [name for name in vars(SqlRunStorage) if re.fullmatch(r"has_\w+_(cols|column|table)", name)],
 )
 def test_what_the_tables_have_is_asked_by_questions_that_are_answered_here(method: str) -> None:
-    assert method in vars(pooled_sqlite.PooledRunStorage), changed(method, pooled_sqlite)
+    assert method in vars(pooled.PooledRuns), changed(method, pooled)
 
 
 def test_snapshots_are_read_where_they_are_remembered() -> None:
