@@ -19,7 +19,7 @@ from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
 from dagster_celery.launcher import CeleryRunLauncher
 
 from .code_digest import code_digest
-from .run_holds import holds_of
+from .pooled_postgres import holds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

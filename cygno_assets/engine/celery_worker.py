@@ -24,7 +24,7 @@ from dagster._utils import send_interrupt
 
 from .celery_launcher import BACKGROUND_QUEUE, LIVE_QUEUE, TASK, HeldRunLauncher
 from .code_digest import code_digest
-from .run_holds import holds_of
+from .pooled_postgres import holds_of
 from .worker import NOT_HERE, as_it_was, execute, keep_loaded
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _Runs:
         if instance is None:  # for mypy: Celery calls `_begin` first
             raise RuntimeError("no instance was opened")
         holds = holds_of(instance)
-        if not holds.hold_run(run_id):
+        if not holds.hold(run_id):
             return  # delivered twice, and the other one is at it
         try:
             run = instance.get_run_by_id(run_id)
@@ -125,7 +125,7 @@ class _Runs:
                         "workers of Celery cannot: choose the in-process executor.",
                     )
         finally:
-            holds.release_run(run_id)
+            holds.release(run_id)
 
     def _refuse(self, instance: DagsterInstance, run: DagsterRun, code: str) -> None:
         """Gives a run back to the broker, and ends this worker, which can execute none of them."""

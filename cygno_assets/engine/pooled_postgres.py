@@ -34,6 +34,7 @@ from .run_holds import RunHolds
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from dagster import DagsterInstance
     from dagster._serdes import ConfigurableClassData
     from sqlalchemy.engine import Connection
 
@@ -112,6 +113,11 @@ def _columns_at(connections: Connections) -> Mapping[str, frozenset[str]]:
 class PooledRunStorage(_OnPostgres, PooledRuns, PostgresRunStorage):
     """Runs, their tags, backfills, and what daemons say of themselves."""
 
+    @property
+    def holds(self) -> RunHolds:
+        """Which process executes which run."""
+        return RunHolds(self._connections)
+
     def _core_add_run(self, col_values: dict[str, Any], tags: Mapping[str, str]) -> None:
         """As Dagster's, in one transaction: without its tags nobody knows what a run is for."""
         with self.transaction():
@@ -130,6 +136,21 @@ class PooledEventLogStorage(_OnPostgres, PooledEvents, PostgresEventLogStorage):
         """See `transaction`."""
         with self.transaction() as connection:
             yield connection
+
+
+def holds_of(instance: DagsterInstance) -> RunHolds:
+    """Which process executes which run of an instance.
+
+    Raises:
+        TypeError: its storage is not this module's.
+    """
+    storage = instance.run_storage
+    if not isinstance(storage, PooledRunStorage):
+        raise TypeError(
+            f"{type(storage).__name__} does not know by whom a run is held: dagster.yaml must name "
+            f"{PooledPostgresStorage.__name__} as storage"
+        )
+    return storage.holds
 
 
 @cache

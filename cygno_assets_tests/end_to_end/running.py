@@ -166,6 +166,15 @@ class WebUI(web_ui.WebUI):
         tags = [{"key": "dagster/partition", "value": event}]
         return str(self._runs(tags=tags)[0]["runId"])
 
+    def terminate(self, run_id: str) -> None:
+        """As the UI's button."""
+        answer = self.ask(
+            """mutation($id: String!) { terminateRun(runId: $id) {
+            __typename ... on TerminateRunFailure { message } } }""",
+            id=run_id,
+        )["terminateRun"]
+        assert answer["__typename"] == "TerminateRunSuccess", answer
+
     def _runs(self, **filters: object) -> list[dict[str, str]]:
         query = """query($filter: RunsFilter) { runsOrError(filter: $filter) {
             ... on Runs { results { runId status } } } }"""

@@ -121,7 +121,7 @@ def running_site(home: Path, *, hosts: int = 2) -> Iterator[Site]:
         daq_access, store_access = BucketAccess("cygno-daq"), BucketAccess("cygno-store")
         s3 = S3Server(home / "daq-s3", logs / "daq-s3.log", [daq_access])
         s3_store = S3Server(home / "store-s3", logs / "store-s3.log", [store_access])
-        postgres = PostgresServer(home / "postgres", logs / "postgres.log")
+        postgres = PostgresServer(home / "postgres")
         broker = RedisServer(home / "broker", logs / "broker.log")
         for server in (daq_nats, inbox, s3, s3_store, postgres, broker):
             cleanup.callback(server.stop)
@@ -130,7 +130,7 @@ def running_site(home: Path, *, hosts: int = 2) -> Iterator[Site]:
         bucket = s3_store.bucket(store_access)
         environ = {
             "CYGNO_DAGSTER_CONFIG": str(CHECKOUT / "deploy"),
-            "CYGNO_POSTGRES_URL": postgres.url,
+            "CYGNO_POSTGRES_URL": postgres.url(),
             "CYGNO_BROKER_URL": broker.url,
             "CYGNO_INBOX_URL": inbox.url,
             "CYGNO_STORAGE_URL": f"s3://{store_access.bucket}/cygno",

@@ -1,0 +1,98 @@
+"""A site of several machines under load, while parts of it are killed or away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import psutil
+import pytest
+
+from cygno_assets_tests.chaos.__main__ import suffer
+from cygno_assets_tests.chaos.faults import Fault, slowly
+from cygno_assets_tests.end_to_end.running import WebUI
+from cygno_assets_tests.scale.site import Site, running_site
+from cygno_assets_tests.wire import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_AWAY_S = 20.0
+
+
+class Server(Protocol):
+    """What can be stopped, and started on what it had."""
+
+    def start(self) -> object: ...
+    def stop(self) -> object: ...
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with running_site(tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+def made_once(site: Site, fault: Fault) -> None:
+    """Each event that was announced has one tensor of one successful run, and nothing hangs."""
+    account = suffer(site, fault)
+    assert account.good, account
+    assert account.materialized == account.announced == fault.events, account
+    assert site.idle()
+
+
+def test_each_of_300_events_is_made_once_and_both_hosts_take_part(site: Site) -> None:
+    made_once(site, Fault("nothing", lambda _: None, events=300, options=("--rate", "15")))
+    assert min(host.executed for host in site.hosts) > 50
+
+
+def test_a_host_that_is_killed_loses_nothing(site: Site) -> None:
+    doomed = site.add_host()
+
+    def kill(world: object) -> None:
+        before = doomed.executed
+        wait_until("it works", lambda: doomed.executed > before)
+        doomed.kill()
+        site.pause(3)
+
+    made_once(site, Fault("kill -9 a host", kill, events=150, options=("--rate", "10")))
+
+
+def away(service: Callable[[Site], Server]) -> Callable[[Site], None]:
+    """Ends a server, and starts it again after a while."""
+
+    def does(site: Site) -> None:
+        server = service(site)
+        server.stop()
+        site.pause(_AWAY_S)
+        server.start()
+
+    return does
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param(lambda site: site.broker, id="broker"),
+        pytest.param(lambda site: site.postgres, id="Postgres"),
+        pytest.param(lambda site: site.s3_store.service, id="S3"),
+    ],
+)
+def test_a_server_that_is_away_for_20_s_loses_nothing(
+    site: Site, server: Callable[[Site], Server]
+) -> None:
+    made_once(site, Fault("away", away(server), events=300, options=("--rate", "8")))  # type: ignore[arg-type]
+
+
+def test_a_run_is_stopped_from_the_web_ui(site: Site) -> None:
+    ui = WebUI(site.stack.dagster.url)
+    with site.store.answering(slowly):
+        since = len(site.witness.messages)
+        site.announce(1, "--burst")
+        wait_until("it is announced", lambda: len(site.witness.messages) > since)
+        [event] = site.witness.events(since)
+        wait_until("it runs", lambda: ui.runs_of(event) == ["STARTED"])
+        run = ui.newest_run(event)
+        ui.terminate(run)
+        wait_until("it has stopped", lambda: ui.runs_of(event) == ["CANCELED"], 30)
+    assert psutil.pid_exists(site.hosts[0].service.pid)
+    made_once(site, Fault("afterwards", lambda _: None, events=10))
