@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: help demo test test-ui chaos check bench screenshots constraints clean
+.PHONY: help demo test test-ui test-scale chaos check bench screenshots constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -19,11 +19,17 @@ demo: $(READY) ## run everything against a simulated DAQ; EVENTS=50 ends by itse
 		$(if $(filter-out 0,$(TRAINING)),--training) $(if $(PORT),--port $(PORT)) $(FAULTS)
 
 test: $(READY_DEV) ## the tests
-	$(BIN)/python -m pytest --ignore cygno_assets_tests/ui
+	$(BIN)/python -m pytest --ignore cygno_assets_tests/ui --ignore cygno_assets_tests/scale
 
 test-ui: $(READY_DEV) ## the tests in a browser; needs Debian's package chromium
 	@command -v chromium >/dev/null || { echo "chromium is missing: sudo apt-get install chromium"; exit 1; }
 	$(BIN)/python -m pytest cygno_assets_tests/ui
+
+test-scale: $(READY_DEV) ## the tests beyond one machine; needs Debian's postgresql and redis-server
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+		{ echo "Postgres is missing: sudo apt-get install postgresql"; exit 1; }
+	@command -v redis-server >/dev/null || { echo "Redis is missing: sudo apt-get install redis-server"; exit 1; }
+	$(BIN)/python -m pytest cygno_assets_tests/scale
 
 # Its full disks are mounts that are seen by nobody else, and gone when it ends.
 UNSHARE := unshare --mount $(if $(filter-out 0,$(shell id -u)),--map-root-user)

@@ -59,14 +59,26 @@ def connections_to(url: str, limit: int) -> Connections:
         limit: connections open at a time, at the most.
 
     Raises:
-        sqlalchemy.exc.ArgumentError: it is no URL.
+        ValueError: it is no URL of a Postgres database.
     """
-    parsed = db.make_url(url)
+    parsed = _parse(url)
     if parsed.drivername == "postgresql":
         # SQLAlchemy's default from 2.1 on is another driver than what dagster-postgres installs.
         parsed = parsed.set(drivername="postgresql+psycopg2")
     key = (parsed, limit)
     return _known.get(key) or _known.setdefault(key, Connections(parsed, limit))
+
+
+def _parse(url: str) -> db.URL:
+    """Reads it; an error has nothing of it, for what cannot be read may be the password."""
+    with suppress(ValueError, db.exc.ArgumentError):
+        parsed = db.make_url(url)
+        if parsed.get_backend_name() == "postgresql" and "@" not in (parsed.host or ""):
+            return parsed
+    raise ValueError(
+        "postgres_url is not postgresql://user:password@host:port/database; in user and password, "
+        "special characters are written as %40 (for @)"
+    )
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,15 @@ from dagster._daemon import backfill, controller, sensor
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.impl import core_execute_run
 from dagster._utils.interrupts import capture_interrupts
+from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.run_storage import PostgresRunStorage
+from dagster_postgres.schedule_storage import PostgresScheduleStorage
 
 from cygno_assets.engine import (
     compute_logs,
     daemon,
     pooled,
+    pooled_postgres,
     pooled_sqlite,
     warm_launcher,
 )
@@ -88,28 +92,44 @@ def changed(what: str, module: object) -> str:
             pooled_sqlite,
         ),
         (ConsolidatedSqliteEventLogStorage.on_modified, ["self"], pooled_sqlite),
-        (SqlEventLogStorage.store_event, ["self", "event"], pooled_sqlite),
+        (SqlEventLogStorage.store_event, ["self", "event"], pooled),
         (
             SqlEventLogStorage._has_asset_key_col_on_connection,
             ["self", "conn", "column_name"],
-            pooled_sqlite,
+            pooled,
         ),
         (
             SqlEventLogStorage.has_dynamic_partition,
             ["self", "partitions_def_name", "partition_key"],
-            pooled_sqlite,
+            pooled,
         ),
         (
             SqlEventLogStorage.update_asset_cached_status_data,
             ["self", "asset_key", "cache_values"],
-            pooled_sqlite,
+            pooled,
         ),
         (
             SqlEventLogStorage._construct_asset_record_from_row,
             ["self", "row", "last_materialization_record", "can_read_asset_status_cache"],
-            pooled_sqlite,
+            pooled,
         ),
-        (SqlRunStorage._get_snapshot, ["self", "snapshot_id"], pooled_sqlite),
+        (SqlRunStorage._get_snapshot, ["self", "snapshot_id"], pooled),
+        (SqlRunStorage._core_add_run, ["self", "col_values", "tags"], pooled_postgres),
+        *(
+            (method, ["self", *parameters], pooled_postgres)
+            for storage in (PostgresRunStorage, PostgresEventLogStorage, PostgresScheduleStorage)
+            for method, parameters in (
+                (
+                    storage.__init__,
+                    ["postgres_url", "should_autocreate_tables", "inst_data", "token_provider"],
+                ),
+                (
+                    storage.optimize_for_webserver,
+                    ["statement_timeout", "pool_recycle", "max_overflow"],
+                ),
+            )
+        ),
+        (PostgresEventLogStorage.index_transaction, ["self"], pooled_postgres),
         (LocalComputeLogManager.capture_logs, ["self", "log_key"], compute_logs),
         (redirect_to_file, ["stream", "filepath"], compute_logs),
     ],
@@ -129,13 +149,22 @@ def test_all_events_go_through_the_connection_that_is_overridden(method: str) ->
     assert "_connect" in function.__code__.co_names, changed(method, pooled_sqlite)
 
 
-def test_an_event_is_stored_in_the_steps_that_are_done_here() -> None:
-    steps = {name for name in SqlEventLogStorage.store_event.__code__.co_names if "store" in name}
+@pytest.mark.parametrize("method", ["run_connection", "index_connection", "alembic_version"])
+def test_all_events_in_postgres_go_through_the_connection_that_is_overridden(method: str) -> None:
+    function = getattr(PostgresEventLogStorage, method)
+    assert "_connect" in function.__code__.co_names, changed(method, pooled_postgres)
+
+
+@pytest.mark.parametrize("storage", [SqlEventLogStorage, PostgresEventLogStorage])
+def test_an_event_is_stored_in_the_steps_that_are_done_here(
+    storage: type[SqlEventLogStorage],
+) -> None:
+    steps = {name for name in storage.store_event.__code__.co_names if "store" in name}
     assert steps == {"_store_asset_event_tags", "_store_asset_event", "store_asset_check_event"}, (
-        changed("store_event", pooled_sqlite)
+        changed("store_event", pooled)
     )
     assert "store_event" not in vars(ConsolidatedSqliteEventLogStorage), changed(
-        "store_event", pooled_sqlite
+        "store_event", pooled
     )
 
 
@@ -149,14 +178,12 @@ def test_what_the_tables_have_is_asked_by_questions_that_are_answered_here(metho
 
 def test_snapshots_are_read_where_they_are_remembered() -> None:
     for method in (SqlRunStorage.get_job_snapshot, SqlRunStorage.get_execution_plan_snapshot):
-        assert "_get_snapshot" in method.__code__.co_names, changed(
-            method.__qualname__, pooled_sqlite
-        )
+        assert "_get_snapshot" in method.__code__.co_names, changed(method.__qualname__, pooled)
 
 
 def test_assets_are_read_where_what_is_remembered_of_them_is_added() -> None:
     names = SqlEventLogStorage.get_asset_records.__code__.co_names
-    assert "_construct_asset_record_from_row" in names, changed("get_asset_records", pooled_sqlite)
+    assert "_construct_asset_record_from_row" in names, changed("get_asset_records", pooled)
 
 
 def test_the_watcher_keeps_what_is_used_of_it() -> None:

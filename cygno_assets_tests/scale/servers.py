@@ -10,6 +10,8 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ import psycopg2
 from cygno_assets.services.process import Service, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _READY_TIMEOUT_S = 60.0
 _USER = "postgres"
@@ -37,14 +39,19 @@ def as_user(user: str, argv: Sequence[str]) -> list[str]:
     ]
 
 
-def folder_for(user: str, folder: Path) -> None:
-    """Makes a folder that belongs to this user if we are root, and opens the way to it."""
-    folder.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def server_folder() -> Iterator[Path]:
+    """A folder for servers of whatever user, deleted in the end."""
+    with tempfile.TemporaryDirectory(prefix="cygno-scale-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+def own_folder(user: str, folder: Path) -> None:
+    """Makes a folder that belongs to this user if we are root."""
+    folder.mkdir(parents=True)
     if os.geteuid() == 0:
         shutil.chown(folder, user, user)
-        for above in folder.parents:
-            if above.stat().st_uid == 0 and not above.stat().st_mode & 0o001:
-                above.chmod(above.stat().st_mode | 0o011)
 
 
 def postgres_programs() -> Path:
@@ -65,7 +72,7 @@ class PostgresServer:
     """A Postgres on 127.0.0.1 that asks for a password; what it stores outlives its stop.
 
     Args:
-        folder: of its data and its log.
+        folder: of its data and its log; see `server_folder`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -124,7 +131,7 @@ class PostgresServer:
             connection.close()
 
     def _make(self) -> None:
-        folder_for(_USER, self._data)
+        own_folder(_USER, self._data)
         password_file = self._data.parent / "password"
         password_file.write_text(self.password)
         if os.geteuid() == 0:
