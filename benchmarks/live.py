@@ -102,17 +102,7 @@ class Live:
 
     def announced(self, seed: int) -> dict[str, float]:
         """When each event was acquired, by event: the DAQ's own table."""
-        from datetime import UTC, datetime
-
-        from cygno_assets.daq.simulator.truth import TruthTable
-
-        rows = TruthTable(self.home / f"truth-{seed}.sqlite").rows()
-        return {
-            row.filename.rpartition(".")[0]: datetime.fromisoformat(str(row.time))
-            .replace(tzinfo=UTC)
-            .timestamp()
-            for row in rows
-        }
+        return announced_by(self.home / f"truth-{seed}.sqlite")
 
     def tensors(self) -> dict[str, float]:
         """When each event's tensor was materialized in this session, by event."""
@@ -153,10 +143,10 @@ class Live:
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds spent so far: daemon, code server, workers (whatever executes runs), rest."""
         dagster = self.stack.dagster
-        daemon, workers = _with_children(dagster.daemon.pid)
-        code_server, runs = _with_children(dagster.code_server.pid, own_children=2)
+        daemon, workers = cpu_with_children(dagster.daemon.pid)
+        code_server, runs = cpu_with_children(dagster.code_server.pid, own_children=2)
         rest = sum(
-            sum(_with_children(service.pid))
+            sum(cpu_with_children(service.pid))
             for service in self.stack.services
             if service not in (dagster.daemon, dagster.code_server)
         )
@@ -168,7 +158,21 @@ class Live:
         }
 
 
-def _with_children(pid: int, own_children: int = 0) -> tuple[float, float]:
+def announced_by(truth: Path) -> dict[str, float]:
+    """When each event was acquired, by a simulated DAQ's table; s since 1970."""
+    from datetime import UTC, datetime
+
+    from cygno_assets.daq.simulator.truth import TruthTable
+
+    return {
+        row.filename.rpartition(".")[0]: datetime.fromisoformat(str(row.time))
+        .replace(tzinfo=UTC)
+        .timestamp()
+        for row in TruthTable(truth).rows()
+    }
+
+
+def cpu_with_children(pid: int, own_children: int = 0) -> tuple[float, float]:
     """CPU of a process with its first generations of children, and of all below, dead or alive."""
     own = below = 0.0
     generations = [(psutil.Process(pid), 0)]

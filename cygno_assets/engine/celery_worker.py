@@ -93,39 +93,59 @@ class _Runs:
         self._instance = DagsterInstance.get()
 
     def execute(self, run_id: str, code: str) -> None:
-        """Executes a run, unless another process does, or has.
+        """Sees to it that a run ends: by executing it, unless another process does, or has.
 
         Args:
             run_id: of the run.
             code: digest of the daemon's code.
 
         Raises:
-            Reject: it is another code than this worker's; another worker may have it.
+            Reject: it has not ended; the broker gives it to a worker once more.
         """
         instance = self._instance
         if instance is None:  # for mypy: Celery calls `_begin` first
             raise RuntimeError("no instance was opened")
-        holds = holds_of(instance)
-        if not holds.hold(run_id):
-            return  # delivered twice, and the other one is at it
         try:
-            run = instance.get_run_by_id(run_id)
-            if run is None or run.is_finished:
-                return
-            if run.status == DagsterRunStatus.STARTED:
-                instance.report_run_failed(run, "The process that executed it is gone.")
-                return
-            if code != self._code:
-                self._refuse(instance, run, code)
-            with as_it_was(), self._stoppable(instance, run_id):
-                if execute(instance, run_id, f"a worker on {socket.gethostname()}") == NOT_HERE:
-                    instance.report_run_failed(
-                        run,
-                        "Its job asks for an executor that starts processes of its own, which "
-                        "workers of Celery cannot: choose the in-process executor.",
-                    )
-        finally:
-            holds.release(run_id)
+            holds = holds_of(instance)
+            if not holds.hold(run_id):
+                return  # delivered twice, and the other one is at it
+            try:
+                if self._is_open(instance, run_id, code):
+                    self._execute(instance, run_id)
+                # Not by what the run has raised: where its storage was away, only that tells.
+                run = instance.get_run_by_id(run_id)
+                if run is not None and not run.is_finished:
+                    raise Reject(f"run {run_id} has not ended", requeue=True)
+            finally:
+                holds.release(run_id)
+        except Reject:
+            raise
+        except Exception as error:
+            _log.exception("run %s is given back to the broker", run_id)
+            raise Reject(str(error), requeue=True) from error
+
+    def _is_open(self, instance: DagsterInstance, run_id: str, code: str) -> bool:
+        """Whether a run that this process holds is still to be executed."""
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        if run.status == DagsterRunStatus.STARTED:
+            instance.report_run_failed(run, "The process that executed it is gone.")
+            return False
+        if code != self._code:
+            self._refuse(instance, run, code)
+        return True
+
+    def _execute(self, instance: DagsterInstance, run_id: str) -> None:
+        with as_it_was(), self._stoppable(instance, run_id):
+            done = execute(instance, run_id, f"a worker on {socket.gethostname()}")
+        run = instance.get_run_by_id(run_id) if done == NOT_HERE else None
+        if run is not None:
+            instance.report_run_failed(
+                run,
+                "Its job asks for an executor that starts processes of its own, which workers of "
+                "Celery cannot: choose the in-process executor.",
+            )
 
     def _refuse(self, instance: DagsterInstance, run: DagsterRun, code: str) -> None:
         """Gives a run back to the broker, and ends this worker, which can execute none of them."""

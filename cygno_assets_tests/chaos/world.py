@@ -151,7 +151,7 @@ class World:
                 *("--s3-endpoint", self.store.endpoint, "--bucket", self.access.bucket),
                 *("--ca-file", str(self.store.ca_file)),
                 *("--events", str(events), "--seed", str(self._seeds), *options),
-                *("--truth", str(self.home / f"truth-{self._seeds}.sqlite")),
+                *("--truth", str(self.truth)),
             ],
             self.home / "logs" / "daq.log",
             {
@@ -160,6 +160,11 @@ class World:
             },
         )
         return self._daq.start()
+
+    @property
+    def truth(self) -> Path:
+        """What the last one has written of what it announced."""
+        return self.home / f"truth-{self._seeds}.sqlite"
 
     @property
     def daq(self) -> Service:

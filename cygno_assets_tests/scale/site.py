@@ -22,8 +22,7 @@ from cygno_assets.settings import CHECKOUT
 from cygno_assets_tests.chaos.store import FaultyStore
 from cygno_assets_tests.chaos.world import Witness, World
 from cygno_assets_tests.end_to_end.running import PROGRAM, processes_of
-from cygno_assets_tests.scale.redis_server import RedisServer
-from cygno_assets_tests.scale.servers import PostgresServer
+from cygno_assets_tests.scale.servers import PostgresServer, RedisServer, server_folder
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def running_site(home: Path, *, hosts: int = 2) -> Iterator[Site]:
         daq_access, store_access = BucketAccess("cygno-daq"), BucketAccess("cygno-store")
         s3 = S3Server(home / "daq-s3", logs / "daq-s3.log", [daq_access])
         s3_store = S3Server(home / "store-s3", logs / "store-s3.log", [store_access])
-        postgres = PostgresServer(home / "postgres")
+        postgres = PostgresServer(cleanup.enter_context(server_folder()))
         broker = RedisServer(home / "broker", logs / "broker.log")
         for server in (daq_nats, inbox, s3, s3_store, postgres, broker):
             cleanup.callback(server.stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,14 @@ import pytest
 from cygno_assets.engine.celery_launcher import LIVE_QUEUE, TASK, HeldRunLauncher
 from cygno_assets.engine.code_digest import code_digest
 from cygno_assets_tests.engine.system import DEFINITIONS, System
-from cygno_assets_tests.scale.redis_server import RedisServer
-from cygno_assets_tests.scale.servers import PostgresServer
+from cygno_assets_tests.scale.servers import RedisServer
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cygno_assets.services.process import Service
+    from cygno_assets_tests.scale.servers import PostgresServer
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -29,7 +29,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 class CelerySystem(System):
     """The engine's test system, whose runs go to Celery workers."""
 
-    def __init__(self, folder: Path, postgres: PostgresServer, broker: RedisServer) -> None:
+    def __init__(self, folder: Path, postgres_url: str, broker: RedisServer) -> None:
         self.broker = broker
         self._begun = 0
         engine = "cygno_assets.engine"
@@ -49,7 +49,7 @@ class CelerySystem(System):
                     "custom": {
                         "module": f"{engine}.pooled_postgres",
                         "class": "PooledPostgresStorage",
-                        "config": {"postgres_url": postgres.url()},
+                        "config": {"postgres_url": postgres_url},
                     }
                 },
             },
@@ -91,15 +91,19 @@ class CelerySystem(System):
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CelerySystem]:
+def system(
+    tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer
+) -> Iterator[CelerySystem]:
     folder = tmp_path_factory.mktemp("celery")
-    with ExitStack() as cleanup:
-        postgres = PostgresServer(folder / "postgres")
-        broker = RedisServer(folder / "broker", folder / "broker.log")
-        for server in (postgres, broker):
-            cleanup.callback(server.stop)
-            server.start()
-        yield cleanup.enter_context(CelerySystem(folder / "system", postgres, broker))
+    broker = RedisServer(folder / "broker", folder / "broker.log")
+    try:
+        broker.start()
+        with CelerySystem(
+            folder / "system", postgres.url(postgres.make_database()), broker
+        ) as system:
+            yield system
+    finally:
+        broker.stop()
 
 
 @pytest.fixture
