@@ -256,7 +256,8 @@ class Settings(BaseModel):
     training_archive: str = Field(
         "https://pandora.infn.it/public/269d22/dl/training_set.zip",
         repr=False,  # may be presigned
-        description="The training set: a zip, by URL (`https://…`, `file:///…`) or absolute path.",
+        description="The training set: a zip, by URL (`https://…`, `file:///…`), by absolute path, "
+        "or `s3://bucket/key` on the S3 server of the storage.",
     )
     training_archive_sha256: str | None = Field(
         None, description="sha256 of that zip, if you know it; any other is refused."
@@ -403,11 +404,16 @@ class Settings(BaseModel):
             return value
         if parts.scheme == "file" and not parts.netloc and parts.path[:1] == "/":
             return value
+        if parts.scheme == "s3" and parts.netloc and parts.path.strip("/"):
+            return value
         path = Path(value).expanduser()
         if parts.scheme == "" and path.is_absolute():
             return str(path)
         # The value stays out of the text, for it may be presigned.
-        raise ValueError("neither https://…, http://…, file:///absolute/path nor an absolute path")
+        raise ValueError(
+            "neither https://…, http://…, file:///absolute/path, s3://bucket/key nor an absolute "
+            "path"
+        )
 
     @field_validator("training_archive_sha256")
     @classmethod

@@ -19,6 +19,7 @@ from dagster import (
     Failure,
     Jitter,
     MaterializeResult,
+    MetadataValue,
     MultiPartitionKey,
     ResourceParam,
     RetryPolicy,
@@ -26,7 +27,7 @@ from dagster import (
     multi_asset,
 )
 
-from cygno_assets.assets.metadata import figure, records, stored_at, table
+from cygno_assets.assets.metadata import figure, records, table
 from cygno_assets.names import (
     DATASET_PIXEL_HISTOGRAM,
     GROUND_TRUTH,
@@ -50,15 +51,24 @@ from cygno_assets.physics.images import ImageError
 from cygno_assets.physics.window import KNOWN_WINDOWS, MAX_CLIPPED_SHARE, suggest_window
 from cygno_assets.settings import environment_name
 from cygno_assets.storage.io_managers import JsonIOManager, TableIOManager
+from cygno_assets.storage.locations import data_root, s3_path
+from cygno_assets.storage.objects import StoredObject
 from cygno_assets.storage.tables import Column
 from cygno_assets.training import survey
-from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
+from cygno_assets.training.archive import (
+    Archive,
+    ArchiveChangedError,
+    ArchiveError,
+    ArchiveLimits,
+)
 from cygno_assets.training.fetch import (
     FetchedArchive,
     FetchError,
     ServerUnavailableError,
+    archive_version,
     fetch_archive,
 )
+from cygno_assets.training.kept import check_object, keep, object_version
 from cygno_assets.training.tables import (
     GROUND_TRUTH_COLUMNS,
     UNLABELLED_COLUMNS,
@@ -106,7 +116,6 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
     spec = settings.preprocess_spec
     store = "s3" if settings.data_url.startswith("s3://") else "file"
     owners = list(settings.owners)
-    limits = archive_limits(settings)
 
     @asset(
         key=TRAINING_ARCHIVE,
@@ -119,12 +128,16 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         retry_policy=_RETRY,
         description="The simulated training set: a zip of PNG images whose paths tell recoil type "
         "and energy (keV). Fetched once, resumed after a break, checked whole before it is used, "
-        "and read in place: no image is unpacked to disk. Adds the partitions of its energies. "
+        "and read in place: no image is unpacked to disk. Where the storage is a bucket, a copy is "
+        "kept there, and read by ranges. Adds the partitions of its energies. "
         "The sensor `new_training_archive` looks for a new one.",
     )
-    def training_archive(context: AssetExecutionContext) -> MaterializeResult[Any]:
-        fetched = _fetch(context, settings, limits)
-        with Archive(fetched.path, limits) as archive:
+    def training_archive(
+        context: AssetExecutionContext, json_io_manager: ResourceParam[JsonIOManager]
+    ) -> MaterializeResult[Any]:
+        before = json_io_manager.stored(TRAINING_ARCHIVE) or {}
+        checked, place = _fetch(context, settings, before.get("path"))
+        with open_archive(place, settings) as archive:
             labels, reasons = survey.labelled(archive.members)
             energies = _energies(archive)
         # Before this asset is materialized, so that what follows finds the whole grid.
@@ -132,22 +145,17 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
             str(training_energies.name), [energy_key(energy) for energy in energies]
         )
         return MaterializeResult(
-            value={
-                "path": str(fetched.path),
-                "sha256": fetched.sha256,
-                "size_bytes": fetched.size_bytes,
-                "modified_ns": fetched.path.stat().st_mtime_ns,
-            },
+            value=place,
             metadata={
-                "source": fetched.source,
-                "size_bytes": fetched.size_bytes,
-                "sha256": fetched.sha256,
+                "source": checked.source,
+                "size_bytes": checked.size_bytes,
+                "sha256": checked.sha256,
                 "images": len(labels),
                 "unlabelled_paths": len(reasons),
                 "energies_kev": ", ".join(f"{energy:g}" for energy in energies),
-                "archive_path": stored_at(fetched.path),
+                "archive_path": MetadataValue.path(place["path"]),
             },
-            data_version=DataVersion(fetched.sha256),
+            data_version=DataVersion(checked.sha256),
         )
 
     @asset(
@@ -163,7 +171,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         "that its path does not fit.",
     )
     def unlabelled_paths(training_archive: dict[str, Any]) -> MaterializeResult[Any]:
-        with open_archive(training_archive, limits) as archive:
+        with open_archive(training_archive, settings) as archive:
             reasons = survey.labelled(archive.members)[1]
         shown = records(
             UNLABELLED_COLUMNS, list(unlabelled_rows(reasons).itertuples(index=False))[:_ROWS_SHOWN]
@@ -213,7 +221,7 @@ def build_training_assets(settings: "Settings") -> list[AssetsDefinition]:
         key = cell_of(context)
         table = table_io_manager.stored(GROUND_TRUTH, context.partition_key)
         counted = json_io_manager.stored(PIXEL_HISTOGRAM, context.partition_key)
-        with open_archive(training_archive, limits) as archive:
+        with open_archive(training_archive, settings) as archive:
             labels = survey.labels_by_cell(archive.members).get(context.partition_key, {})
             made_from = survey.input_digest(archive, labels)
             unchanged = _made_from(table, counted) == made_from
@@ -406,10 +414,35 @@ def histogram_metadata(
     }
 
 
+def offered_version(settings: "Settings") -> str:
+    """What tells the archive that is offered now from another one; fetches none of it.
+
+    Raises:
+        FetchError: its server does not offer it now.
+        FileNotFoundError: there is no such local file.
+    """
+    if _in_a_bucket(settings.training_archive):
+        return object_version(s3_path(settings, settings.training_archive))
+    return archive_version(settings.training_archive, ca_file=settings.training_archive_ca_file)
+
+
+def _in_a_bucket(place: str) -> bool:
+    return place.startswith("s3://")
+
+
 def _fetch(
-    context: AssetExecutionContext, settings: "Settings", limits: ArchiveLimits
-) -> FetchedArchive:
-    """The archive on this machine, with a line of progress every few seconds."""
+    context: AssetExecutionContext, settings: "Settings", before: str | None
+) -> tuple[FetchedArchive, dict[str, Any]]:
+    """Checks the archive, and has it where all that follows can read it.
+
+    Args:
+        context: has a line of progress every few seconds.
+        settings: say where it comes from, and where data are kept.
+        before: where the one before is.
+
+    Returns:
+        What was checked, and its place: what this asset stands for, as JSON.
+    """
     said = time.monotonic()
 
     def progress(there: int, total: int | None) -> None:
@@ -419,17 +452,31 @@ def _fetch(
             of = "" if not total else f" of {total / 1e6:.1f} MB ({there / total:.0%})"
             context.log.info("fetched %.1f MB%s", there / 1e6, of)
 
+    source = settings.training_archive
+    check: dict[str, Any] = {
+        "sha256": settings.training_archive_sha256,
+        "limits": archive_limits(settings),
+        "max_bytes": settings.training_archive_max_bytes,
+        "progress": progress,
+        "accept": _energies,
+    }
     try:
-        return fetch_archive(
-            settings.training_archive,
+        if _in_a_bucket(source):
+            kept, checked = check_object(
+                s3_path(settings, source), archive_folder(settings), **check
+            )
+            return checked, _place(kept, checked)
+        checked = fetch_archive(
+            source,
             archive_folder(settings),
-            sha256=settings.training_archive_sha256,
             ca_file=settings.training_archive_ca_file,
-            limits=limits,
-            max_bytes=settings.training_archive_max_bytes,
-            progress=progress,
-            accept=_energies,
+            **check,
         )
+        if not _in_a_bucket(settings.data_url):
+            return checked, _place(checked.path, checked)
+        # What follows runs on any machine, and this one's disk is nobody else's.
+        kept = keep(checked, data_root(settings) / TRAINING_ARCHIVE.to_user_string(), before)
+        return checked, _place(kept, checked)
     except ArchiveError as error:
         raise Failure(str(error), allow_retries=False) from None
     except FileNotFoundError as error:
@@ -442,35 +489,41 @@ def _fetch(
         raise Failure(str(error), allow_retries=later) from None
 
 
-def open_archive(training_archive: "Mapping[str, Any]", limits: ArchiveLimits) -> Archive:
-    """The archive that the asset `training_archive` stands for.
+def _place(kept: "Path | StoredObject", checked: FetchedArchive) -> dict[str, Any]:
+    """Where an archive is, and what tells that it is the one that was checked."""
+    place: dict[str, Any] = {"sha256": checked.sha256, "size_bytes": checked.size_bytes}
+    if isinstance(kept, StoredObject):
+        return {"path": str(kept.path), **place, "etag": kept.etag}
+    return {"path": str(kept), **place, "modified_ns": kept.stat().st_mtime_ns}
+
+
+def open_archive(training_archive: "Mapping[str, Any]", settings: "Settings") -> Archive:
+    """The archive that the asset `training_archive` stands for, wherever it is.
 
     Raises:
         Failure: it is gone, or damaged since it was checked.
     """
     from pathlib import Path
 
-    path = Path(training_archive["path"])
+    path, size_bytes = training_archive["path"], training_archive["size_bytes"]
     try:
-        stat = path.stat()
-        archive = Archive(path, limits)
+        if _in_a_bucket(path):
+            etag = training_archive["etag"]
+            place: Path | StoredObject = StoredObject(s3_path(settings, path), size_bytes, etag)
+        else:
+            place = _unchanged(Path(path), size_bytes, training_archive["modified_ns"])
+        return Archive(place, archive_limits(settings))
+    except ArchiveChangedError as error:
+        raise Failure(str(error), allow_retries=False) from None
     except (FileNotFoundError, ArchiveError) as error:
-        raise _not_as_checked(str(error)) from None
-    if (stat.st_size, stat.st_mtime_ns) != (
-        training_archive["size_bytes"],
-        training_archive["modified_ns"],
-    ):
-        archive.close()
-        raise _not_as_checked(f"{path.name}: another file")
-    return archive
+        raise Failure(str(ArchiveChangedError(str(error))), allow_retries=False) from None
 
 
-def _not_as_checked(why: str) -> Failure:
-    return Failure(
-        f"the archive is not as it was when it was checked ({why}); materialize "
-        "training_archive again",
-        allow_retries=False,
-    )
+def _unchanged(path: "Path", size_bytes: int, modified_ns: int) -> "Path":
+    stat = path.stat()
+    if (stat.st_size, stat.st_mtime_ns) != (size_bytes, modified_ns):
+        raise ArchiveChangedError(f"{path.name}: another file")
+    return path
 
 
 def _energies(archive: Archive) -> list[float]:

@@ -20,7 +20,7 @@ from dagster import (
 )
 
 from cygno_assets.assets.metadata import figure, records, stored_at, table
-from cygno_assets.assets.training import TAGS, archive_limits, cell_of, open_archive
+from cygno_assets.assets.training import TAGS, cell_of, open_archive
 from cygno_assets.names import (
     GROUND_TRUTH,
     GROUND_TRUTH_TABLE,
@@ -36,7 +36,9 @@ from cygno_assets.physics.ground_truth import RECOIL_TYPES
 from cygno_assets.physics.images import ImageError
 from cygno_assets.physics.splits import SPLITS
 from cygno_assets.storage.io_managers import TensorTableIOManager
+from cygno_assets.storage.locations import data_root, whole_file
 from cygno_assets.storage.tables import Column, row_dicts
+from cygno_assets.storage.tensor_table import write_tensor_tables
 from cygno_assets.training import audit, survey
 from cygno_assets.training.archive import ArchiveError
 from cygno_assets.training.tables import (
@@ -51,14 +53,17 @@ from cygno_assets.training.tensors import CODE_VERSION, make_tensors, tensors_di
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
     import pandas as pd
     from dagster import RawMetadataValue
+    from numpy.typing import NDArray
 
     from cygno_assets.settings import Settings
     from cygno_assets.storage.tensor_table import TensorTable
 
 TENSOR = Column("tensor", "float32[side, side]", "what a model sees, in [0, 1]")
 _OFFENDERS_SHOWN = 6
+_TENSORS_SHOWN = 5
 _SPLIT_COLUMNS = (
     Column("recoil_type", "string", "`nuclear` or `electronic`"),
     Column("energy_kev", "float", "keV"),
@@ -81,7 +86,6 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
     """The tensors, splits, dataset and audit of the training set, for these settings."""
     spec, split_spec = settings.preprocess_spec, settings.split_spec
     tensors_version = f"{spec.hash}-{CODE_VERSION}"
-    limits = archive_limits(settings)
     store = "s3" if settings.data_url.startswith("s3://") else "file"
     owners = list(settings.owners)
 
@@ -94,7 +98,6 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         tags=TAGS,
         # As a live tensor's: a changed specification makes both stale.
         code_version=tensors_version,
-        io_manager_key="tensor_table_io_manager",
         metadata=table((*TENSOR_COLUMNS, TENSOR), made_from={GROUND_TRUTH: GROUND_TRUTH_COLUMNS}),
         description="What a model sees of the images of one recoil type and energy (keV): the "
         f"central {spec.side} × {spec.side} pixels, windowed from {spec.window_low:g}–"
@@ -106,9 +109,10 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         training_archive: dict[str, Any],
         ground_truth: Any,
         tensor_table_io_manager: ResourceParam[TensorTableIOManager],
-    ) -> MaterializeResult[Any]:
+    ) -> MaterializeResult[None]:
         key = cell_of(context)
-        with open_archive(training_archive, limits) as archive:
+        path = tensor_table_io_manager.path(TRAINING_TENSORS, context.partition_key)
+        with open_archive(training_archive, settings) as archive:
             labels = survey.labels_by_cell(archive.members).get(context.partition_key, {})
             surveyed = survey.input_digest(archive, labels)
             if ground_truth.attrs.get("made_from") != surveyed:
@@ -118,38 +122,49 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
                     allow_retries=False,
                 )
             made_from = tensors_digest(surveyed, spec)
-            cell = tensor_table_io_manager.stored(TRAINING_TENSORS, context.partition_key)
-            unchanged = cell is not None and cell.rows.attrs.get("made_from") == made_from
-            if unchanged:
+            stored = tensor_table_io_manager.parts(TRAINING_TENSORS, context.partition_key)
+            cell = _as_before(stored, made_from)
+            unchanged = cell is not None
+            if cell is not None:
                 context.log.info("unchanged: no image decoded")
             else:
+                cell = _Cell()
+                made = make_tensors(
+                    archive, ground_truth, spec, max_pixels=settings.image_max_pixels
+                )
                 try:
-                    cell = make_tensors(
-                        archive, ground_truth, spec, max_pixels=settings.image_max_pixels
-                    )
+                    with whole_file(path) as file:
+                        write_tensor_tables(cell.noting(with_attrs(made, made_from)), file)
                 except (ImageError, ArchiveError) as error:
                     raise Failure(str(error), allow_retries=False) from None
-                cell.rows.attrs = {"made_from": made_from, "spec_hash": spec.hash}
+        images = len(cell.rows)
         metadata: dict[str, RawMetadataValue] = {
-            "dagster/partition_row_count": len(cell.rows),
-            "images": len(cell.rows),
-            "decoded": 0 if unchanged else len(cell.rows),
+            "dagster/partition_row_count": images,
+            "images": images,
+            "decoded": 0 if unchanged else images,
             "spec_hash": spec.hash,
             "window_adu": f"{spec.window_low:g}–{spec.window_high:g}",
             "made_from": made_from,
+            "path": stored_at(path),
         }
-        if len(cell.rows):
+        if images:
             what = f"{RECOIL_TYPES[key['recoil']]} recoils of {key['energy'].removesuffix('keV')}"
             metadata["tensors"] = _some_tensors(cell, f"{what} keV")
             for share in ("clipped_low_share", "clipped_high_share"):
                 metadata[share] = round(float(cell.rows[share].mean()), 6)
-        return MaterializeResult(value=cell, metadata=metadata, data_version=DataVersion(made_from))
+        return MaterializeResult(metadata=metadata, data_version=DataVersion(made_from))
 
-    def _some_tensors(cell: "TensorTable", what: str) -> "RawMetadataValue":
+    def with_attrs(parts: "Iterator[TensorTable]", made_from: str) -> "Iterator[TensorTable]":
+        for part in parts:
+            part.rows.attrs = {"made_from": made_from, "spec_hash": spec.hash}
+            yield part
+
+    def _some_tensors(cell: _Cell, what: str) -> "RawMetadataValue":
         from cygno_assets.physics.figures import recoils_figure
 
         kind = cell.rows["recoil_type"].iloc[0]
-        some = list(zip(cell.rows["path"].str.rpartition("/")[2], cell.tensors, strict=True))[:5]
+        names = cell.rows["path"].str.rpartition("/")[2]
+        some = list(zip(names, cell.some_tensors, strict=False))
         return figure(recoils_figure({kind: some}, spec), f"tensors of {what}")
 
     @asset(
@@ -220,18 +235,22 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         training_splits: dict[str, Any],
         tensor_table_io_manager: ResourceParam[TensorTableIOManager],
     ) -> MaterializeResult[None]:
-        from cygno_assets.storage.locations import data_root
         from cygno_assets.training.dataset import NAME, DatasetError, write_dataset
 
         keys = training_cells.get_partition_keys(dynamic_partitions_store=context.instance)
 
         def cells() -> "Iterator[TensorTable]":
             for number, key in enumerate(keys, 1):
-                cell = tensor_table_io_manager.stored(TRAINING_TENSORS, key)
-                if cell is None:
-                    raise DatasetError(f"training_tensors of {key} are not there, or damaged")
-                context.log.info("%d of %d cells: %d images", number, len(keys), len(cell.rows))
-                yield cell
+                images = 0
+                try:
+                    for part in tensor_table_io_manager.parts(TRAINING_TENSORS, key):
+                        images += len(part.rows)
+                        yield part
+                except (FileNotFoundError, ValueError):
+                    raise DatasetError(
+                        f"training_tensors of {key} are not there, or damaged"
+                    ) from None
+                context.log.info("%d of %d cells: %d images", number, len(keys), images)
 
         root = data_root(settings)
         try:
@@ -270,7 +289,6 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         "the table has a row for each image that one is about.",
     )
     def training_audit(training_archive: dict[str, Any]) -> MaterializeResult[Any]:
-        from cygno_assets.storage.locations import data_root
         from cygno_assets.training.dataset import read_dataset_rows
 
         try:
@@ -315,7 +333,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         from cygno_assets.physics.images import decode_image
 
         pictures: dict[str, RawMetadataValue] = {}
-        with open_archive(training_archive, limits) as archive:
+        with open_archive(training_archive, settings) as archive:
             for alarm, rows in offenders.groupby("alarm", sort=False):
                 images = []
                 for row in row_dicts(rows.head(_OFFENDERS_SHOWN)):
@@ -338,6 +356,41 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         return pictures
 
     return [training_tensors, training_splits, training_dataset, training_audit]
+
+
+class _Cell:
+    """What is shown of a cell's tensors, which go by some at a time."""
+
+    def __init__(self) -> None:
+        self._rows: list[pd.DataFrame] = []
+        self.some_tensors: list[NDArray[np.float32]] = []
+
+    def noting(self, parts: "Iterator[TensorTable]") -> "Iterator[TensorTable]":
+        """The parts, as they are."""
+        for part in parts:
+            self._rows.append(part.rows)
+            more = _TENSORS_SHOWN - len(self.some_tensors)
+            self.some_tensors.extend(part.tensors[:more].copy())
+            yield part
+
+    @property
+    def rows(self) -> "pd.DataFrame":
+        """Of the parts that have gone by."""
+        import pandas as pd
+
+        return pd.concat(self._rows, ignore_index=True)
+
+
+def _as_before(stored: "Iterator[TensorTable]", made_from: str) -> _Cell | None:
+    """A stored cell, read to its end; None if it is damaged, of something else or not there."""
+    cell = _Cell()
+    try:
+        for part in cell.noting(stored):
+            if part.rows.attrs.get("made_from") != made_from:
+                return None
+    except (FileNotFoundError, ValueError):
+        return None
+    return cell
 
 
 def _by_split(images: "Sequence[Mapping[str, Any]]") -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from dagster import (
 )
 
 from cygno_assets.assets.metadata import figure
-from cygno_assets.assets.training import TAGS, archive_limits, open_archive
+from cygno_assets.assets.training import TAGS, open_archive
 from cygno_assets.names import HISTOGRAM_FIGURE, RAW_IMAGE_FIGURE, RECOILS_FIGURE, TRAINING_GROUP
 from cygno_assets.physics.ground_truth import RECOIL_TYPES
 from cygno_assets.physics.histogram import PixelHistogram
@@ -44,7 +44,6 @@ class FigureConfig(Config):
 def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
     """The figures of the training set, for these settings."""
     spec = settings.preprocess_spec
-    limits = archive_limits(settings)
     kinds = {"matplotlib", "s3" if settings.data_url.startswith("s3://") else "file"}
     owners = list(settings.owners)
 
@@ -57,7 +56,7 @@ def build_training_figures(settings: "Settings") -> list[AssetsDefinition]:
         from cygno_assets.physics.images import decode_image
 
         try:
-            with open_archive(training_archive, limits) as archive:
+            with open_archive(training_archive, settings) as archive:
                 return [
                     decode_image(archive.read(path), max_pixels=settings.image_max_pixels)
                     for path in paths

@@ -23,6 +23,7 @@ from dagster import (
     sensor,
 )
 
+from cygno_assets.assets.training import offered_version
 from cygno_assets.names import (
     TRAINING_ARCHIVE,
     TRAINING_ASSETS,
@@ -175,12 +176,10 @@ def build_archive_sensor(settings: "Settings") -> SensorDefinition:
         "time (ETag, or time and size), and requests `training_archive` if so.",
     )
     def new_training_archive(context: SensorEvaluationContext) -> SensorResult | SkipReason:
-        from cygno_assets.training.fetch import FetchError, archive_version
+        from cygno_assets.training.fetch import FetchError
 
         try:
-            version = archive_version(
-                settings.training_archive, ca_file=settings.training_archive_ca_file
-            )
+            version = offered_version(settings)
         except FetchError as error:
             return SkipReason(f"cannot look: {error}")
         except FileNotFoundError as error:

@@ -10,7 +10,7 @@ from dagster import (
     asset_check,
 )
 
-from cygno_assets.assets.training import archive_limits, open_archive
+from cygno_assets.assets.training import open_archive
 from cygno_assets.names import (
     DATASET_PIXEL_HISTOGRAM,
     GROUND_TRUTH_TABLE,
@@ -31,7 +31,6 @@ _PATHS_SHOWN = 100
 
 def build_training_checks(settings: "Settings") -> list[AssetChecksDefinition]:
     """The checks of the training set, for these settings."""
-    limits = archive_limits(settings)
 
     @asset_check(
         asset=UNLABELLED_PATHS,
@@ -60,7 +59,7 @@ def build_training_checks(settings: "Settings") -> list[AssetChecksDefinition]:
     def every_file_is_accounted_for(
         ground_truth_table: Any, unlabelled_paths: Any, training_archive: dict[str, Any]
     ) -> AssetCheckResult:
-        with open_archive(training_archive, limits) as archive:
+        with open_archive(training_archive, settings) as archive:
             members = sorted(archive.members)
         rows = sorted([*ground_truth_table["path"], *unlabelled_paths["path"]])
         return AssetCheckResult(
@@ -75,7 +74,7 @@ def build_training_checks(settings: "Settings") -> list[AssetChecksDefinition]:
         )
 
     def of_this_archive(training_archive: dict[str, Any], made_from: Any) -> AssetCheckResult:
-        with open_archive(training_archive, limits) as archive:
+        with open_archive(training_archive, settings) as archive:
             others = other_cells(archive, made_from)
         return AssetCheckResult(
             passed=not others,

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetKey, InputContext, OutputContext, UPathIOManager
 
 from cygno_assets.storage.locations import read_if_there, read_whole, write_whole
+from cygno_assets.storage.objects import opened
 from cygno_assets.storage.tables import table_from_parquet, table_to_parquet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
@@ -168,6 +171,17 @@ class TensorTableIOManager(FileIOManager):
         from cygno_assets.storage.tensor_table import read_tensor_table
 
         return read_tensor_table(io.BytesIO(data))
+
+    def parts(self, asset_key: AssetKey, partition_key: str) -> Iterator[TensorTable]:
+        """A stored table, some rows at a time.
+
+        Raises:
+            FileNotFoundError: it is not stored.
+            ValueError: the file is damaged.
+        """
+        from cygno_assets.storage.tensor_table import read_tensor_tables
+
+        yield from read_tensor_tables(opened(self.path(asset_key, partition_key)))
 
 
 class JsonIOManager(FileIOManager):

@@ -24,17 +24,20 @@ _HALF_WRITTEN = ".partial"
 
 
 def data_root(settings: Settings) -> UPath:
-    """The folder or bucket prefix that everything is kept under.
-
-    S3 goes through obstore's fsspec, which is several times as fast as s3fs.
-    """
+    """The folder or bucket prefix that everything is kept under."""
     from upath import UPath
 
     folder = data_folder(settings)
-    if folder is not None:
-        return UPath(folder)
+    return s3_path(settings, settings.data_url) if folder is None else UPath(folder)
 
+
+def s3_path(settings: Settings, url: str) -> UPath:
+    """A place in a bucket, `s3://bucket/key`, with what these settings open buckets by.
+
+    It goes through obstore's fsspec, which is several times as fast as s3fs.
+    """
     import obstore.fsspec
+    from upath import UPath
 
     obstore.fsspec.register("s3")
     config: dict[str, Any] = {"region": settings.storage_s3_region}
@@ -54,7 +57,7 @@ def data_root(settings: Settings) -> UPath:
         client["root_certificate"] = settings.storage_s3_ca_file.read_text()
     # Retries inside a request are short; Dagster retries the rest.
     retries = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
-    return UPath(settings.data_url, config=config, client_options=client, retry_config=retries)
+    return UPath(url, config=config, client_options=client, retry_config=retries)
 
 
 def data_folder(settings: Settings) -> Path | None:

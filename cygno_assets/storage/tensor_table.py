@@ -95,12 +95,24 @@ def read_tensor_table(file: Path | IO[bytes]) -> TensorTable:
         ValueError: the file is damaged, or no such file.
     """
     with _opened(file) as parquet:
-        rows = _rows(parquet)
-        lists = parquet.read([TENSOR_COLUMN]).column(0).combine_chunks()
-        side = _side(parquet)
-    # Where `datasets` is imported, pyarrow knows its type and wraps the lists in it.
-    values = getattr(lists, "storage", lists).flatten().flatten().to_numpy()
-    return TensorTable(rows, values.reshape(-1, side, side))
+        return TensorTable(
+            _rows(parquet), _tensors(parquet.read([TENSOR_COLUMN]).column(0), _side(parquet))
+        )
+
+
+def read_tensor_tables(file: Path | IO[bytes]) -> Iterator[TensorTable]:
+    """Reads what `write_tensor_tables` wrote, a row group at a time; at least one.
+
+    Raises:
+        ValueError: the file is damaged, or no such file.
+    """
+    with _opened(file) as parquet:
+        attrs, side = json.loads(parquet.schema_arrow.metadata[_ATTRS]), _side(parquet)
+        for group in range(parquet.num_row_groups):
+            columns = parquet.read_row_group(group)
+            rows = columns.drop_columns([TENSOR_COLUMN]).to_pandas()
+            rows.attrs = attrs
+            yield TensorTable(rows, _tensors(columns.column(TENSOR_COLUMN), side))
 
 
 def read_rows(file: Path | IO[bytes]) -> pd.DataFrame:
@@ -120,6 +132,14 @@ def _rows(parquet: pq.ParquetFile) -> pd.DataFrame:
     return rows
 
 
+def _tensors(column: pa.ChunkedArray, side: int) -> NDArray[np.float32]:
+    lists = column.combine_chunks()
+    # Where `datasets` is imported, pyarrow knows its type and wraps the lists in it.
+    values = getattr(lists, "storage", lists).flatten().flatten().to_numpy()
+    tensors: NDArray[np.float32] = values.reshape(-1, side, side)
+    return tensors
+
+
 @contextmanager
 def _opened(file: Path | IO[bytes]) -> Iterator[pq.ParquetFile]:
     """The file, to be read in the block; every page is checked against its checksum.
@@ -131,7 +151,8 @@ def _opened(file: Path | IO[bytes]) -> Iterator[pq.ParquetFile]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        # Buffered: of a bucket, a request for each row group and not for each of its columns.
+        with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True) as parquet:
             if TENSOR_COLUMN not in parquet.schema_arrow.names or _ATTRS not in (
                 parquet.schema_arrow.metadata or {}
             ):

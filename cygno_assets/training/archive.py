@@ -1,30 +1,53 @@
 """The archive of the training set: a zip that is checked whole before any of it is used.
 
-Here belong its refusals and the reading of its members, in place and never to disk; not where it
-comes from, nor what its paths mean (physics/ground_truth.py).
+Here belong its refusals and the reading of its members, in place and never to disk, of a file or by
+ranges of an object; not where it comes from, nor what its paths mean (physics/ground_truth.py).
 """
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 import zipfile
 import zlib
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Self
+
+from cygno_assets.storage.objects import ObjectChangedError, RangeFile, StoredObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from contextlib import AbstractContextManager
 
 _ENCRYPTED = 0x1
 _COMPRESSIONS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 _LOCAL_HEADER = b"PK\x03\x04"
+_LARGEST_HEADER = 30 + 2 * 0xFFFF
+"""Of a member: the fixed part, its name and extra fields, in bytes."""
+_REQUESTS_AT_ONCE = 8
+"""To an object store: while some are waited for, others are decoded."""
 
 
 class ArchiveError(ValueError):
     """This file is no archive we use; the text names the file or member and the reason."""
+
+
+class ArchiveChangedError(ArchiveError):
+    """It is another one than was checked.
+
+    Args:
+        why: one thinks so.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the archive is not as it was when it was checked ({why}); materialize "
+            "training_archive again"
+        )
 
 
 @dataclass(frozen=True)
@@ -33,7 +56,7 @@ class ArchiveLimits:
 
     Attributes:
         max_members: files in it.
-        max_member_bytes: of one file, decompressed.
+        max_member_bytes: of one file, decompressed or as it is stored.
         max_total_bytes: of all files, decompressed.
         max_ratio: of decompressed to compressed bytes of one file; an image's is near 1.
     """
@@ -47,29 +70,41 @@ class ArchiveLimits:
 class Archive:
     """An open archive. Reading members is safe from several threads.
 
+    Of an object its end is fetched, with the directory in it, and then each member by one request
+    for its range.
+
     Args:
-        path: of the zip.
+        place: of the zip: a file, or an object.
         limits: what is refused.
 
     Raises:
         ArchiveError: not a zip, truncated, or with a member that is refused.
+        ArchiveChangedError: the object is gone, or another one.
         FileNotFoundError: there is no such file.
+        StoreError: the object store does not deliver.
     """
 
-    def __init__(self, path: Path, limits: ArchiveLimits | None = None) -> None:
-        self._path = path
-        with path.open("rb") as file:
-            begins_as_zip = file.read(len(_LOCAL_HEADER)) == _LOCAL_HEADER
+    def __init__(self, place: Path | StoredObject, limits: ArchiveLimits | None = None) -> None:
+        self._name = place.name
+        with self._changes_named():
+            self._ranges = None if isinstance(place, Path) else RangeFile(place)
+            try:
+                self._zip = zipfile.ZipFile(self._ranges or place)  # type: ignore[arg-type]  # a RangeFile is no nominal IO[bytes]
+            except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
+                what = (
+                    "truncated, or its directory is broken"
+                    if _begins_as_zip(place)
+                    else "not a zip"
+                )
+                raise ArchiveError(f"{self._name}: {what} ({error})") from None
+        size = place.stat().st_size if isinstance(place, Path) else place.size_bytes
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-            what = "truncated, or its directory is broken" if begins_as_zip else "not a zip"
-            raise ArchiveError(f"{path.name}: {what} ({error})") from None
-        try:
-            self._members = _checked(self._zip, path, limits or ArchiveLimits())
+            self._members = _checked(self._zip, self._name, size, limits or ArchiveLimits())
         except ArchiveError:
             self._zip.close()
             raise
+        starts = {info.header_offset for info in self._zip.infolist()} | {self._zip.start_dir}
+        self._next = dict(pairwise(sorted(starts)))
 
     @property
     def members(self) -> Sequence[str]:
@@ -92,22 +127,32 @@ class Archive:
         """
         return self._members[member].file_size
 
+    @property
+    def at_once(self) -> int:
+        """How many members it is worth to read at once."""
+        cores = os.cpu_count() or 1
+        return cores if self._ranges is None else max(_REQUESTS_AT_ONCE, cores)
+
     def read(self, member: str) -> bytes:
         """A member's bytes, checked against the archive's checksum.
 
         Raises:
             ArchiveError: they are damaged.
+            ArchiveChangedError: the object is gone, or another one.
             KeyError: there is no such member.
+            StoreError: the object store does not deliver.
         """
         info = self._members[member]
-        try:
-            return self._zip.read(info)
-        # What zipfile raises where the member's own header contradicts the directory.
-        except (
-            *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error),
-            *(NotImplementedError, RuntimeError),
-        ) as error:
-            raise ArchiveError(f"{self._path.name}: {member}: damaged ({error})") from None
+        with self._changes_named():
+            try:
+                with self._holding(info):
+                    return self._zip.read(info)
+            # What zipfile raises where the member's own header contradicts the directory.
+            except (
+                *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error),
+                *(NotImplementedError, RuntimeError),
+            ) as error:
+                raise ArchiveError(f"{self._name}: {member}: damaged ({error})") from None
 
     def verify(self) -> Iterator[str]:
         """Reads every member once, and yields its path when it was found whole.
@@ -123,6 +168,22 @@ class Archive:
         """Closes the file."""
         self._zip.close()
 
+    def _holding(self, info: zipfile.ZipInfo) -> AbstractContextManager[None]:
+        """Has a member's bytes fetched, so that zipfile, which reads under a lock, finds them."""
+        if self._ranges is None:
+            return nullcontext()
+        start = info.header_offset
+        # Nothing else is between two members, unless somebody wants us to fetch it.
+        longest = start + _LARGEST_HEADER + info.compress_size
+        return self._ranges.holding(start, min(self._next.get(start, longest), longest))
+
+    @contextmanager
+    def _changes_named(self) -> Iterator[None]:
+        try:
+            yield
+        except ObjectChangedError:
+            raise ArchiveChangedError(f"{self._name}: gone, or another object") from None
+
     def __enter__(self) -> Self:
         return self
 
@@ -130,34 +191,41 @@ class Archive:
         self.close()
 
 
+def _begins_as_zip(place: Path | StoredObject) -> bool:
+    if isinstance(place, StoredObject):
+        return RangeFile(place).read(len(_LOCAL_HEADER)) == _LOCAL_HEADER
+    with place.open("rb") as file:
+        return file.read(len(_LOCAL_HEADER)) == _LOCAL_HEADER
+
+
 def _checked(
-    archive: zipfile.ZipFile, path: Path, limits: ArchiveLimits
+    archive: zipfile.ZipFile, file_name: str, size_bytes: int, limits: ArchiveLimits
 ) -> dict[str, zipfile.ZipInfo]:
     infos = archive.infolist()
     if len(infos) > limits.max_members:
         raise ArchiveError(
-            f"{path.name}: {len(infos)} members are more than the {limits.max_members} allowed"
+            f"{file_name}: {len(infos)} members are more than the {limits.max_members} allowed"
         )
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         # As the archive has it: zipfile itself cuts names at NUL.
         name = info.orig_filename
         if why := _refusal(info, name, limits):
-            raise ArchiveError(f"{path.name}: member {name[:200]!r} {why}")
+            raise ArchiveError(f"{file_name}: member {name[:200]!r} {why}")
         if info.is_dir():
             continue
         if name in members:
-            raise ArchiveError(f"{path.name}: member {name[:200]!r} is there twice")
+            raise ArchiveError(f"{file_name}: member {name[:200]!r} is there twice")
         members[name] = info
     total = sum(info.file_size for info in members.values())
     if total > limits.max_total_bytes:
         raise ArchiveError(
-            f"{path.name}: {total} bytes are more than the {limits.max_total_bytes} allowed"
+            f"{file_name}: {total} bytes are more than the {limits.max_total_bytes} allowed"
         )
-    if any(not 0 <= info.header_offset < path.stat().st_size for info in members.values()):
-        raise ArchiveError(f"{path.name}: its directory points outside the file")
-    if sum(info.compress_size for info in members.values()) > path.stat().st_size:
-        raise ArchiveError(f"{path.name}: its members overlap")
+    if any(not 0 <= info.header_offset < size_bytes for info in members.values()):
+        raise ArchiveError(f"{file_name}: its directory points outside the file")
+    if sum(info.compress_size for info in members.values()) > size_bytes:
+        raise ArchiveError(f"{file_name}: its members overlap")
     return members
 
 
@@ -165,6 +233,7 @@ def _refusal(info: zipfile.ZipInfo, name: str, limits: ArchiveLimits) -> str | N
     """Why a member is refused, in words; None if it is not."""
     mode = info.external_attr >> 16
     ratio = info.file_size / max(info.compress_size, 1)
+    larger = max(info.file_size, info.compress_size)
     refusals = {
         "has an absolute path": name.startswith("/") or name[1:2] == ":",
         "has '..' in its path": ".." in PurePosixPath(name).parts,
@@ -173,8 +242,8 @@ def _refusal(info: zipfile.ZipInfo, name: str, limits: ArchiveLimits) -> str | N
         "is a symbolic link": stat.S_ISLNK(mode),
         "is encrypted": bool(info.flag_bits & _ENCRYPTED),
         f"has compression method {info.compress_type}": info.compress_type not in _COMPRESSIONS,
-        f"has {info.file_size} bytes, more than the {limits.max_member_bytes} allowed": (
-            info.file_size > limits.max_member_bytes
+        f"has {larger} bytes, more than the {limits.max_member_bytes} allowed": (
+            larger > limits.max_member_bytes
         ),
         f"claims to unfold {ratio:.0f}-fold": ratio > limits.max_ratio,
     }

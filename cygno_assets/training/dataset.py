@@ -17,12 +17,14 @@ import numpy as np
 
 from cygno_assets.physics.splits import SPLITS
 from cygno_assets.storage.locations import local_path, read_whole, whole_file
+from cygno_assets.storage.objects import opened
 from cygno_assets.storage.tables import row_dicts, table_of
 from cygno_assets.storage.tensor_table import (
+    ROWS_AT_ONCE,
     TensorTable,
     read_rows,
     read_tensor_table,
-    write_tensor_table,
+    write_tensor_tables,
 )
 from cygno_assets.training.tables import DATASET_COLUMNS
 
@@ -120,12 +122,12 @@ def write_dataset(
     spec_hash: str,
     side: int,
 ) -> pd.DataFrame:
-    """Puts cells together in the manifest's order, one after the other: one is in memory at a time.
+    """Puts cells together in the manifest's order: one, or a part of it, is in memory at a time.
 
     Args:
         root: folder or bucket prefix of the dataset's files.
         manifest: of `make_manifest`.
-        cells: tensors of all images in it, in any order.
+        cells: tensors of all images in it, in any order and any parts.
         spec_hash: of the specification that all must have been made by.
         side: of the tensors, in pixels.
 
@@ -146,11 +148,13 @@ def write_dataset(
     # The inner one is there first.
     with whole_file(table) as parquet, whole_file(array) as file:
         shape = (len(images), side, side)
-        tensors = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        np.lib.format.open_memmap(file, "w+", np.float32, shape)
         # A disk that is full is told here, as an error; told by the map it would end the process.
         with file.open("r+b") as whole:
             os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
         for cell in cells:
+            # Mapped for each cell anew: what a map has touched counts as this process's memory.
+            tensors = np.load(file, mmap_mode="r+")
             for row, tensor in zip(row_dicts(cell.rows), cell.tensors, strict=True):
                 place = _place(row, places, images, spec_hash)
                 found[place] = tuple(
@@ -162,14 +166,22 @@ def write_dataset(
             raise DatasetError(
                 f"{len(missing)} of {len(images)} images have no tensor: {_shown(missing)}"
             )
-        tensors.flush()
         rows = table_of(DATASET_COLUMNS, [row for row in found if row is not None])
         rows.attrs = {
             "spec_hash": spec_hash,
             "splits_hash": manifest["hash"],
             "tensors_file": array.name,
         }
-        write_tensor_table(TensorTable(rows, tensors), parquet)
+        write_tensor_tables(
+            (
+                TensorTable(
+                    rows.iloc[first : first + ROWS_AT_ONCE],
+                    np.load(file, mmap_mode="r")[first : first + ROWS_AT_ONCE],
+                )
+                for first in range(0, len(rows), ROWS_AT_ONCE)
+            ),
+            parquet,
+        )
     # Whoever has just read the table before may still open its array; and one that is new may be
     # of somebody who writes at the same time.
     for other in root.glob(f"{NAME}-*.npy"):
@@ -220,7 +232,7 @@ def read_dataset_rows(root: UPath) -> pd.DataFrame:
         ValueError: the file is damaged.
     """
     table = root / _TABLE
-    return read_rows(local_path(table) or io.BytesIO(read_whole(table)))
+    return read_rows(opened(table))
 
 
 def _place(

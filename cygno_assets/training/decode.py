@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from cygno_assets.physics.images import ImageError, decode_image
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 """Images of a task: few, so that all cores are busy to the end, of a small cell too."""
+_AHEAD = 2
+"""Tasks for each thread, under way or done and not taken yet: memory does not grow with a cell."""
 _REFUSED_SHOWN = 10
 
 Part = TypeVar("Part")
@@ -28,7 +31,7 @@ def decode_each(
     part: Callable[[Iterator[tuple[str, Image]]], Part],
     *,
     max_pixels: int,
-) -> list[Part]:
+) -> Iterator[Part]:
     """Decodes images some at a time, in threads: decompression and decoding release the GIL.
 
     Processes are no faster and have to be started (benchmarks/training_histogram.py).
@@ -41,11 +44,11 @@ def decode_each(
             nothing: it ends everything.
         max_pixels: largest width × height accepted.
 
-    Returns:
+    Yields:
         What `part` made, in the order of the paths.
 
     Raises:
-        ImageError: names the members that are no 8-bit mode L images, and says why.
+        ImageError: in the end; names the members that are no 8-bit mode L images, and says why.
         ArchiveError: a member is damaged.
     """
     refused: dict[str, str] = {}
@@ -59,11 +62,14 @@ def decode_each(
             else:
                 yield path, image
 
-    slices = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        parts = list(threads.map(lambda some: part(images(some)), slices))
+    slices = (paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE))
+    with ThreadPoolExecutor(archive.at_once) as threads:
+        tasks = (threads.submit(lambda some=some: part(images(some))) for some in slices)  # type: ignore[misc]  # mypy cannot type the default
+        under_way = deque(islice(tasks, _AHEAD * archive.at_once))
+        while under_way:
+            yield under_way.popleft().result()
+            under_way.extend(islice(tasks, 1))
     raise_refused(refused, len(paths))
-    return parts
 
 
 def raise_refused(refused: dict[str, str], of: int) -> None:

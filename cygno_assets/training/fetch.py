@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from cygno_assets.hosts import Endpoint
 from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import requests
 
@@ -30,7 +31,8 @@ _CHUNK_BYTES = 1024 * 1024
 _TRIES = 5
 _PAUSE_S = 1.0
 _TIMEOUT_S = (5.0, 30.0)
-_STEM = "training_set"
+STEM = "training_set"
+"""Of file names; what stands behind it is the sha256."""
 
 
 class FetchError(Exception):
@@ -102,15 +104,50 @@ def fetch_archive(
     """
 
     def check(path: Path, shown: str, known: str | None) -> FetchedArchive:
-        return _checked(path, shown, sha256, limits, known, accept)
+        return check_archive(path, shown, sha256=sha256, limits=limits, accept=accept, known=known)
 
     path = _local_path(source)
     if path is not None:
         return check(path, str(path), None)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would write into one file
+    with alone_in(folder):
         return _Fetch(source, folder, ca_file, max_bytes, progress).run(check)
+
+
+def check_archive(
+    path: Path,
+    source: str,
+    *,
+    sha256: str | None,
+    limits: ArchiveLimits | None,
+    accept: Callable[[Archive], object],
+    known: str | None = None,
+) -> FetchedArchive:
+    """Reads a zip of this machine whole, and every member, before any of it is used.
+
+    Args:
+        path: of the zip.
+        source: where it came from, as it may be shown.
+        sha256: as for `fetch_archive`.
+        limits: as for `fetch_archive`.
+        accept: as for `fetch_archive`.
+        known: sha256 of one whose members have been read before, and need not be again.
+
+    Raises:
+        ArchiveError: it is no archive we use.
+        FileNotFoundError: there is no such file.
+    """
+    if path.is_dir():
+        raise ArchiveError(f"{path}: a folder and no zip")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 is not None and found != sha256.lower():
+        raise ArchiveError(f"{path.name}: sha256 is {found}, not {sha256.lower()}")
+    with Archive(path, limits) as archive:
+        accept(archive)
+        if found != known:
+            for _ in archive.verify():
+                pass
+    return FetchedArchive(path, source, path.stat().st_size, found, changed=found != known)
 
 
 def archive_version(source: str, *, ca_file: Path | None = None) -> str:
@@ -160,6 +197,15 @@ def archive_version(source: str, *, ca_file: Path | None = None) -> str:
     return f"{shown} {headers.get('Last-Modified', '')} {size}"
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes the folder, and lets one into it at a time: two at once would write into one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _session() -> requests.Session:
     import requests
 
@@ -202,28 +248,6 @@ def _local_path(source: str) -> Path | None:
     return Path(url2pathname(parts.path) if parts.scheme == "file" else source)
 
 
-def _checked(
-    path: Path,
-    source: str,
-    sha256: str | None,
-    limits: ArchiveLimits | None,
-    known: str | None,
-    accept: Callable[[Archive], object],
-) -> FetchedArchive:
-    if path.is_dir():
-        raise ArchiveError(f"{path}: a folder and no zip")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 is not None and found != sha256.lower():
-        raise ArchiveError(f"{path.name}: sha256 is {found}, not {sha256.lower()}")
-    with Archive(path, limits) as archive:
-        accept(archive)
-        if found != known:
-            for _ in archive.verify():
-                pass
-    return FetchedArchive(path, source, path.stat().st_size, found, changed=found != known)
-
-
 class _Fetch:
     """One fetch; `.partial` and `.partial.json` outlive it if it breaks."""
 
@@ -241,9 +265,9 @@ class _Fetch:
         self._max_bytes = max_bytes
         self._progress = progress
         self._folder = folder
-        self._whole_version = folder / f"{_STEM}.json"
-        self._partial = folder / f"{_STEM}.partial"
-        self._partial_version = folder / f"{_STEM}.partial.json"
+        self._whole_version = folder / f"{STEM}.json"
+        self._partial = folder / f"{STEM}.partial"
+        self._partial_version = folder / f"{STEM}.partial.json"
 
     def run(self, check: _Check) -> FetchedArchive:
         known = self._read(self._whole_version)
@@ -288,12 +312,12 @@ class _Fetch:
             ),
         )
         kept = {whole, self._whole(known.sha256) if known else whole}
-        for old in set(self._folder.glob(f"{_STEM}-*.zip")) - kept:
+        for old in set(self._folder.glob(f"{STEM}-*.zip")) - kept:
             old.unlink()
         return replace(checked, path=whole)
 
     def _whole(self, sha256: str | None) -> Path:
-        return self._folder / f"{_STEM}-{sha256}.zip"
+        return self._folder / f"{STEM}-{sha256}.zip"
 
     def _ask(self, known: _Version | None) -> _Version | None:
         """One request; the version fetched whole, None if what is here is unchanged.

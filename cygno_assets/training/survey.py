@@ -143,11 +143,12 @@ def survey(archive: Archive, labels: dict[str, Label], *, max_pixels: int) -> Su
             histograms.append(PixelHistogram(1, pixel_counts(image)))
         return Survey(found, PixelHistogram.total(histograms))
 
-    parts = decode_each(archive, list(labels), part, max_pixels=max_pixels)
-    return Survey(
-        [image for part in parts for image in part.images],
-        PixelHistogram.total(part.histogram for part in parts),
-    )
+    images: list[SurveyedImage] = []
+    histogram = PixelHistogram.total([])
+    for found in decode_each(archive, list(labels), part, max_pixels=max_pixels):
+        images.extend(found.images)
+        histogram = PixelHistogram.total([histogram, found.histogram])
+    return Survey(images, histogram)
 
 
 def _pixels(image: Image) -> Any:

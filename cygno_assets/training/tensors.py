@@ -14,7 +14,7 @@ import numpy as np
 from cygno_assets.physics.images import ImageError, clipped_shares, preprocess
 from cygno_assets.physics.tracks import find_track
 from cygno_assets.storage.tables import row_dicts, table_of
-from cygno_assets.storage.tensor_table import TensorTable
+from cygno_assets.storage.tensor_table import ROWS_AT_ONCE, TensorTable
 from cygno_assets.training.decode import decode_each, raise_refused
 from cygno_assets.training.tables import TENSOR_COLUMNS
 
@@ -47,7 +47,7 @@ def tensors_digest(ground_truth: str, spec: PreprocessSpec) -> str:
 
 def make_tensors(
     archive: Archive, ground_truth: pd.DataFrame, spec: PreprocessSpec, *, max_pixels: int
-) -> TensorTable:
+) -> Iterator[TensorTable]:
     """Decodes each image once, and makes its tensor as `preprocessed_tensor` does a live one's.
 
     Args:
@@ -56,11 +56,13 @@ def make_tensors(
         spec: of the tensors.
         max_pixels: largest width × height accepted.
 
-    Returns:
-        TENSOR_COLUMNS and a tensor for each image, in the order of the rows.
+    Yields:
+        TENSOR_COLUMNS and a tensor for each image, in the order of the rows, some at a time: all
+        of a cell need not be in memory. Of no images, one empty table.
 
     Raises:
-        ImageError: names the members that are no 8-bit mode L images or smaller than the crop.
+        ImageError: in the end; names the members that are no 8-bit mode L images or smaller than
+            the crop.
         ArchiveError: a member is damaged.
     """
     rows = {row["path"]: row for row in row_dicts(ground_truth)}
@@ -98,10 +100,17 @@ def make_tensors(
             tensors.append(tensor)
         return known, tensors
 
-    parts = decode_each(archive, list(rows), part, max_pixels=max_pixels)
+    known: list[tuple[Any, ...]] = []
+    tensors: list[NDArray[np.float32]] = []
+    for some_known, some_tensors in decode_each(archive, list(rows), part, max_pixels=max_pixels):
+        known += some_known
+        tensors += some_tensors
+        if len(known) >= ROWS_AT_ONCE:
+            yield TensorTable(table_of(TENSOR_COLUMNS, known), np.stack(tensors))
+            known, tensors = [], []
     raise_refused(refused, len(rows))
-    nothing = np.empty((0, spec.side, spec.side), np.float32)
-    return TensorTable(
-        table_of(TENSOR_COLUMNS, [row for known, _ in parts for row in known]),
-        np.stack([tensor for _, tensors in parts for tensor in tensors]) if rows else nothing,
-    )
+    if known or not rows:
+        nothing = np.empty((0, spec.side, spec.side), np.float32)
+        yield TensorTable(
+            table_of(TENSOR_COLUMNS, known), np.stack(tensors) if tensors else nothing
+        )

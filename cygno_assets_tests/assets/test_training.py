@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -376,7 +375,10 @@ def test_from_a_real_s3_server_into_a_real_s3_server_without_showing_the_signatu
     assert side.run("training_archive").success
     shown = side.metadata("training_archive")
     assert shown["source"] == f"{daq_bucket.endpoint}/cygno-daq/training_set.zip"
-    with Archive(Path(shown["archive_path"])) as archive:
+    kept = f"s3://{store_bucket.bucket}/training/training_archive/"
+    assert shown["archive_path"] == f"{kept}training_set-{shown['sha256']}.zip"
+    [fetched] = (side.home / "training").glob("*.zip")
+    with Archive(fetched) as archive:
         assert set(archive.members) == set(SET)
     assert side.run("unlabelled_paths").success
     side.backfill()
@@ -384,9 +386,9 @@ def test_from_a_real_s3_server_into_a_real_s3_server_without_showing_the_signatu
     assert set(side.decoded().values()) == {0}
     assert side.run(*TOTALS, *AFTER).success
     assert not (side.home / "data").exists()
-    fetched = Path(shown["archive_path"]).stat()
+    before = fetched.stat()
     assert side.run("training_archive").success
-    assert Path(shown["archive_path"]).stat() == fetched
+    assert fetched.stat() == before
     side.overrides["training_archive_ca_file"] = None
     failed = side.run("training_archive")
     assert "certificate is not trusted" in reason(failed)

@@ -7,11 +7,13 @@ import io
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from cygno_assets.physics.images import ImageError, clipped_shares, decode_image, preprocess
 from cygno_assets.physics.spec import PreprocessSpec
+from cygno_assets.storage.tensor_table import TensorTable
 from cygno_assets.training import tensors as tensors_module
 from cygno_assets.training.archive import Archive
 from cygno_assets.training.survey import labelled, survey
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from cygno_assets.storage.tensor_table import TensorTable
-
 MAX_PIXELS = 10**6
 SPEC = PreprocessSpec()
 
@@ -35,7 +35,11 @@ def made(path: Path, members: Mapping[str, bytes], spec: PreprocessSpec = SPEC) 
     with Archive(path) as archive:
         labels = labelled(archive.members)[0]
         rows = ground_truth_rows(survey(archive, labels, max_pixels=MAX_PIXELS).images)
-        return make_tensors(archive, rows, spec, max_pixels=MAX_PIXELS)
+        parts = list(make_tensors(archive, rows, spec, max_pixels=MAX_PIXELS))
+    return TensorTable(
+        pd.concat([part.rows for part in parts], ignore_index=True),
+        np.concatenate([part.tensors for part in parts]),
+    )
 
 
 @pytest.mark.parametrize("spec", [SPEC, PreprocessSpec(40, 60.5, 130)], ids=["default", "other"])
