@@ -186,8 +186,7 @@ def _status(status: int) -> Callable[[Download], None]:
     return lambda download: download.send(status, b"<Error/>")
 
 
-def slowly(download: Download) -> None:
-    """A few kilobytes at a time."""
+def _slowly(download: Download) -> None:
     status, body = download.fetch()
     download.send_response(status)
     download.send_header("Content-Length", str(len(body)))
@@ -319,7 +318,7 @@ def all_faults() -> list[Fault]:
         Fault("object store: 500", _answering(_status(500), _OUTAGE_S), short=True),
         Fault("object store: 403", _answering(_status(403), 3), frozenset({"forbidden"})),
         Fault("object store: 404", _answering(_status(404), 3), frozenset({"missing"})),
-        Fault("object store: slow", _answering(slowly, _OUTAGE_S)),
+        Fault("object store: slow", _answering(_slowly, _OUTAGE_S)),
         Fault(
             "object store: wrong bytes",
             _answering(_wrong, 3),

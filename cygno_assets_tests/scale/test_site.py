@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Protocol
 
-import psutil
 import pytest
 
 from cygno_assets_tests.chaos.__main__ import suffer
-from cygno_assets_tests.chaos.faults import Fault, slowly
+from cygno_assets_tests.chaos.faults import Fault
 from cygno_assets_tests.end_to_end.running import WebUI
 from cygno_assets_tests.scale.site import Site, running_site
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from cygno_assets_tests.chaos.store import Download
 
 _AWAY_S = 20.0
 
@@ -85,14 +87,20 @@ def test_a_server_that_is_away_for_20_s_loses_nothing(
 
 def test_a_run_is_stopped_from_the_web_ui(site: Site) -> None:
     ui = WebUI(site.stack.dagster.url)
-    with site.store.answering(slowly):
-        since = len(site.witness.messages)
+    goes_on = threading.Event()
+
+    def never_ends(download: Download) -> None:
+        status, body = download.fetch()
+        goes_on.wait(60)
+        download.send(status, body)
+
+    since = len(site.witness.messages)
+    with site.store.answering(never_ends):
         site.announce(1, "--burst")
         wait_until("it is announced", lambda: len(site.witness.messages) > since)
         [event] = site.witness.events(since)
         wait_until("it runs", lambda: ui.runs_of(event) == ["STARTED"])
-        run = ui.newest_run(event)
-        ui.terminate(run)
+        ui.terminate(ui.newest_run(event))
         wait_until("it has stopped", lambda: ui.runs_of(event) == ["CANCELED"], 30)
-    assert psutil.pid_exists(site.hosts[0].service.pid)
+        goes_on.set()
     made_once(site, Fault("afterwards", lambda _: None, events=10))

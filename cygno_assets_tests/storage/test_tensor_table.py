@@ -104,6 +104,8 @@ assert found["path"][:] == ["0.png", "1.png", "2.png"]
 assert found.features["energy_kev"].dtype == "float64"
 assert np.array_equal(read_tensor_table(file).tensors, expected)
 assert np.array_equal(np.stack([np.stack(t) for t in pd.read_parquet(file)["tensor"]]), expected)
+import os
+os._exit(0)  # its native threads sometimes abort an orderly end: not what is tested here
 """
     environ = {"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "PATH": ""}
     run = subprocess.run(
