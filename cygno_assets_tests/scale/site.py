@@ -26,12 +26,12 @@ from cygno_assets_tests.scale.servers import PostgresServer, RedisServer, server
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import psutil
 
-_RECEIVED = "cygno.execute_run"
+WORKER = (str(PROGRAM), "worker", "--live", "2", "--background", "1")
 
 
 @dataclass
@@ -48,16 +48,13 @@ class Host:
 
     @property
     def log(self) -> str:
-        """What its workers for events have written."""
-        try:
-            return (self.home / "logs" / "live-worker.log").read_text()
-        except FileNotFoundError:
-            return ""
+        """What its workers have written."""
+        return "".join(file.read_text() for file in sorted((self.home / "logs").glob("*.log")))
 
     @property
     def executed(self) -> int:
-        """Runs of events that it has begun, or been given."""
-        return self.log.count(f"Task {_RECEIVED}")
+        """Runs that it has begun, or been given."""
+        return self.log.count("] received")
 
     def processes(self) -> list[psutil.Process]:
         """All of it."""
@@ -65,7 +62,7 @@ class Host:
 
     def is_ready(self) -> bool:
         """Whether it takes runs."""
-        return self.log.rstrip().endswith("ready.") or " ready." in self.log
+        return " ready." in self.log
 
     def kill(self) -> None:
         """As if its power were cut."""
@@ -83,6 +80,7 @@ class Site(World):
         broker: brings the runs.
         s3_store: of images and tensors; the DAQ has its own.
         environ: settings that all machines have.
+        worker: what a host runs.
         hosts: the machines of workers.
     """
 
@@ -90,19 +88,17 @@ class Site(World):
     broker: RedisServer = field(kw_only=True)
     s3_store: S3Server = field(kw_only=True)
     environ: Mapping[str, str] = field(kw_only=True)
+    worker: Sequence[str] = field(kw_only=True)
     hosts: list[Host] = field(kw_only=True, default_factory=list)
 
-    def add_host(
-        self, live: int = 2, background: int = 1, environ: Mapping[str, str] | None = None
-    ) -> Host:
+    def add_host(self) -> Host:
         """Starts a machine of workers, and waits until it takes runs."""
         home = self.home / f"host-{len(self.hosts) + 1}"
-        command = [str(PROGRAM), "worker", "--live", str(live), "--background", str(background)]
         service = Service(
             home.name,
-            command,
+            self.worker,
             home / "logs" / "worker.log",
-            {**self.environ, "CYGNO_HOME": str(home), **(environ or {})},
+            {**self.environ, "CYGNO_HOME": str(home)},
         )
         host = Host(home, service.start())
         self.hosts.append(host)
@@ -111,8 +107,23 @@ class Site(World):
 
 
 @contextmanager
-def running_site(home: Path, *, hosts: int = 2) -> Iterator[Site]:
-    """All of it, in a home that is empty; the hosts have two processes for events each."""
+def running_site(
+    home: Path,
+    *,
+    hosts: int = 2,
+    config: Path = CHECKOUT / "deploy",
+    worker: Sequence[str] = WORKER,
+    more: Mapping[str, str] | None = None,
+) -> Iterator[Site]:
+    """All of it, in a home that is empty.
+
+    Args:
+        home: of the machine with the daemon; below it are those of the hosts.
+        hosts: so many.
+        config: folder of dagster.yaml.
+        worker: what a host runs; two processes for events.
+        more: settings of all machines.
+    """
     with ExitStack() as cleanup:
         logs = home / "logs"
         daq_nats = NatsServer(home / "daq-nats", logs / "daq-nats.log", name="DAQ's NATS")
@@ -128,8 +139,10 @@ def running_site(home: Path, *, hosts: int = 2) -> Iterator[Site]:
         store = cleanup.enter_context(FaultyStore(home / "store", s3).running())
         bucket = s3_store.bucket(store_access)
         environ = {
-            "CYGNO_DAGSTER_CONFIG": str(CHECKOUT / "deploy"),
-            "CYGNO_POSTGRES_URL": postgres.url(),
+            "CYGNO_DAGSTER_CONFIG": str(config),
+            "DAGSTER_HOME": str(config),
+            # By the driver's name, for dagster-postgres' own storage, which benchmarks compare.
+            "CYGNO_POSTGRES_URL": postgres.url(scheme="postgresql+psycopg2"),
             "CYGNO_BROKER_URL": broker.url,
             "CYGNO_INBOX_URL": inbox.url,
             "CYGNO_STORAGE_URL": f"s3://{store_access.bucket}/cygno",
@@ -142,10 +155,11 @@ def running_site(home: Path, *, hosts: int = 2) -> Iterator[Site]:
             "CYGNO_DOWNLOAD_CA_FILE": str(store.ca_file),
             "CYGNO_DOWNLOAD_HOSTS": store.endpoint,
             "CYGNO_TRAINING_ARCHIVE": "/no/training-set.zip",
+            **(more or {}),
         }
         cleanup.callback(
             _put_back,
-            {name: os.environ.get(name) for name in (*environ, "CYGNO_HOME", "DAGSTER_HOME")},
+            {name: os.environ.get(name) for name in (*environ, "CYGNO_HOME")},
         )
         os.environ.update(environ, CYGNO_HOME=str(home))
         stack = cleanup.enter_context(running_stack({"webserver_port": free_port()}, _say))
@@ -163,6 +177,7 @@ def running_site(home: Path, *, hosts: int = 2) -> Iterator[Site]:
             broker=broker,
             s3_store=s3_store,
             environ=environ,
+            worker=worker,
         )
         cleanup.callback(_end, site)
         for _ in range(hosts):
