@@ -9,14 +9,21 @@ import pytest
 from click.testing import CliRunner
 
 from cygno_assets.cli import cli
-from cygno_assets.settings import CHECKOUT, Settings, environment_name, settings_table
+from cygno_assets.services.worker import run_worker
+from cygno_assets.settings import (
+    CHECKOUT,
+    Settings,
+    SettingsError,
+    environment_name,
+    settings_table,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DOCS = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 COMMANDS = [
-    *("demo", "up", "record", "inbox", "settings", "status", "show", "prune"),
+    *("demo", "up", "record", "inbox", "settings", "status", "show", "prune", "worker"),
     *("backfill", "backfill training"),
     *("simulate", "simulate daq", "simulate training-set"),
 ]
@@ -56,6 +63,17 @@ def test_documents_name_only_settings_and_files_that_exist(document: Path) -> No
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         if not target.startswith(("http://", "https://")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_a_worker_must_be_told_where_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        SettingsError, match=r"^CYGNO_DAGSTER_CONFIG, CYGNO_POSTGRES_URL, .*not set"
+    ):
+        run_worker(print, live=1, background=0)
+    monkeypatch.setenv("CYGNO_DAGSTER_CONFIG", str(CHECKOUT / "deploy"))
+    monkeypatch.setenv("CYGNO_POSTGRES_URL", "postgresql://u:p@h/d")
+    with pytest.raises(SettingsError, match=r"^CYGNO_BROKER_URL, CYGNO_INBOX_URL, CYGNO_STORAGE"):
+        run_worker(print, live=1, background=0)
 
 
 def test_each_picture_is_shown_in_a_document_and_none_is_missing() -> None:

@@ -90,6 +90,8 @@ class _Runs:
         self._launcher.app.task(name=TASK)(self.execute)
 
     def _begin(self, **_: Any) -> None:
+        # How its connections are called in the database, where `cygno-assets status` looks.
+        os.environ["PGAPPNAME"] = f"worker {os.getpid()} on {socket.gethostname()}"
         self._instance = DagsterInstance.get()
 
     def execute(self, run_id: str, code: str) -> None:

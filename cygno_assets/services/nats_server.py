@@ -10,7 +10,7 @@ from cygno_assets.daq.recorder import MAX_REJECTED_BYTES
 from cygno_assets.services.process import Service, free_port
 
 _READY_TIMEOUT_S = 15.0
-_MAX_PAYLOAD_BYTES = MAX_REJECTED_BYTES + 65_536  # and its headers
+MAX_PAYLOAD_BYTES = MAX_REJECTED_BYTES + 65_536  # and its headers
 
 
 def program(name: str) -> str:
@@ -68,7 +68,7 @@ class NatsServer:
         self._folder.mkdir(parents=True, exist_ok=True)
         lines = [f"listen: 127.0.0.1:{self.port}"]
         if self._jetstream:
-            lines.append(f"max_payload: {_MAX_PAYLOAD_BYTES}")
+            lines.append(f"max_payload: {MAX_PAYLOAD_BYTES}")
             store = json.dumps(str(self._folder / "jetstream"))
             # The stream's own limit decides: without a number here, a server refuses a stream that
             # might become larger than three quarters of what is free on the disk just now.

@@ -22,6 +22,8 @@ from cygno_assets.services.stack import RECORDERS, home_is_locked
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dagster import DagsterInstance
+
     from cygno_assets.records.health import Health, Rate
     from cygno_assets.settings import Settings
 
@@ -65,7 +67,7 @@ def run_status(settings: Settings, say: Callable[[str], None], *, as_json: bool)
 
     with dagster_instance(settings) as instance:
         health = measure(instance, Inbox(settings.resolve_inbox_url), settings)
-    processes = _processes(settings)
+        processes = _processes(settings, instance)
     wrong = _wrong(health, processes, settings)
     if as_json:
         say(json.dumps(_document(settings, wrong, health, processes)))
@@ -75,7 +77,7 @@ def run_status(settings: Settings, say: Callable[[str], None], *, as_json: bool)
     return WRONG if wrong else WELL
 
 
-def _processes(settings: Settings) -> Processes | None:
+def _processes(settings: Settings, instance: DagsterInstance) -> Processes | None:
     """None where the system was not started by `up` or `demo`, but piece by piece."""
     try:
         url = settings.web_ui_url_file.read_text().strip()
@@ -88,7 +90,11 @@ def _processes(settings: Settings) -> Processes | None:
         web_ui=_answers(url),
         daemon=daemon is not None,
         code_server=port is not None and accepts_connections(int(port[1])),
-        workers=0 if daemon is None else _workers(daemon),
+        workers=_workers_elsewhere(instance)
+        if settings.postgres_url
+        else 0
+        if daemon is None
+        else _workers(daemon),
     )
 
 
@@ -126,6 +132,16 @@ def _workers(daemon: psutil.Process) -> int:
     return count
 
 
+def _workers_elsewhere(instance: DagsterInstance) -> int:
+    """Of all machines, as the database knows them by the names of their connections."""
+    with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]  # of every SQL storage
+        found = connection.exec_driver_sql(
+            "SELECT count(DISTINCT application_name) FROM pg_stat_activity "
+            "WHERE application_name LIKE 'worker %%'"
+        )
+        return int(found.scalar() or 0)
+
+
 def _wrong(health: Health, processes: Processes | None, settings: Settings) -> list[str]:
     wrong = health.wrong(settings)
     if processes is None:
@@ -135,6 +151,8 @@ def _wrong(health: Health, processes: Processes | None, settings: Settings) -> l
     for name, is_up in _servers_up(processes).items():
         if not is_up:
             wrong.append(f"the {name.replace('_', ' ').replace('ui', 'UI')} is down")
+    if settings.postgres_url and not processes.workers:
+        wrong.append("no machine executes runs: start `cygno-assets worker` on one")
     return wrong
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import threading
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,7 +11,7 @@ import pytest
 
 from cygno_assets_tests.chaos.__main__ import suffer
 from cygno_assets_tests.chaos.faults import Fault
-from cygno_assets_tests.end_to_end.running import WebUI
+from cygno_assets_tests.end_to_end.running import PROGRAM, WebUI
 from cygno_assets_tests.scale.site import Site, running_site
 from cygno_assets_tests.wire import wait_until
 
@@ -45,6 +47,14 @@ def made_once(site: Site, fault: Fault) -> None:
 def test_each_of_300_events_is_made_once_and_both_hosts_take_part(site: Site) -> None:
     made_once(site, Fault("nothing", lambda _: None, events=300, options=("--rate", "15")))
     assert min(host.executed for host in site.hosts) > 50
+
+
+def test_status_counts_the_workers_of_all_hosts(site: Site) -> None:
+    status = subprocess.run([PROGRAM, "status", "--json"], stdout=subprocess.PIPE, check=False)
+    found = json.loads(status.stdout)
+    assert found["workers"]["processes"] == 6, found  # two for events and one more on each
+    assert found["servers"]["daemon"]
+    assert found["wrong"] == []
 
 
 def test_a_host_that_is_killed_loses_nothing(site: Site) -> None:
