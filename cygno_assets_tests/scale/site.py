@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
     import psutil
 
+    from cygno_assets.daq.simulator.bucket import BucketSettings
+
+ARCHIVE = "training_set.zip"
+"""Key of the training set in the store's bucket, where nobody has put one yet."""
 WORKER = (str(PROGRAM), "worker", "--live", "2", "--background", "1")
 
 
@@ -50,6 +54,11 @@ class Host:
     def log(self) -> str:
         """What its workers have written."""
         return "".join(file.read_text() for file in sorted((self.home / "logs").glob("*.log")))
+
+    @property
+    def backfilled(self) -> int:
+        """Runs of backfills that it has begun, or been given."""
+        return (self.home / "logs" / "background-worker.log").read_text().count("] received")
 
     @property
     def executed(self) -> int:
@@ -79,6 +88,7 @@ class Site(World):
         postgres: Dagster's state.
         broker: brings the runs.
         s3_store: of images and tensors; the DAQ has its own.
+        bucket: in it.
         environ: settings that all machines have.
         worker: what a host runs.
         hosts: the machines of workers.
@@ -87,6 +97,7 @@ class Site(World):
     postgres: PostgresServer = field(kw_only=True)
     broker: RedisServer = field(kw_only=True)
     s3_store: S3Server = field(kw_only=True)
+    bucket: BucketSettings = field(kw_only=True)
     environ: Mapping[str, str] = field(kw_only=True)
     worker: Sequence[str] = field(kw_only=True)
     hosts: list[Host] = field(kw_only=True, default_factory=list)
@@ -154,7 +165,8 @@ def running_site(
             "CYGNO_DAQ_NATS_URL": daq_nats.url,
             "CYGNO_DOWNLOAD_CA_FILE": str(store.ca_file),
             "CYGNO_DOWNLOAD_HOSTS": store.endpoint,
-            "CYGNO_TRAINING_ARCHIVE": "/no/training-set.zip",
+            "CYGNO_TRAINING_ARCHIVE": f"s3://{store_access.bucket}/{ARCHIVE}",
+            "CYGNO_TRAINING_ARCHIVE_CHECK_S": "1",
             **(more or {}),
         }
         cleanup.callback(
@@ -176,6 +188,7 @@ def running_site(
             postgres=postgres,
             broker=broker,
             s3_store=s3_store,
+            bucket=bucket,
             environ=environ,
             worker=worker,
         )

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import threading
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from cygno_assets.daq.simulator.bucket import Bucket
+from cygno_assets.names import DATASET_PIXEL_HISTOGRAM
+from cygno_assets.physics.histogram import PixelHistogram
+from cygno_assets.settings import load_settings
+from cygno_assets.storage.io_managers import JsonIOManager
+from cygno_assets.storage.locations import data_root
 from cygno_assets_tests.chaos.__main__ import suffer
 from cygno_assets_tests.chaos.faults import Fault
 from cygno_assets_tests.end_to_end.running import PROGRAM, WebUI
-from cygno_assets_tests.scale.site import Site, running_site
+from cygno_assets_tests.scale.site import ARCHIVE, Site, running_site
+from cygno_assets_tests.training.archives import cell, write_archive
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from cygno_assets_tests.chaos.store import Download
 
@@ -93,6 +104,31 @@ def test_a_server_that_is_away_for_20_s_loses_nothing(
     site: Site, server: Callable[[Site], Server]
 ) -> None:
     made_once(site, Fault("away", away(server), events=300, options=("--rate", "8")))  # type: ignore[arg-type]
+
+
+def test_a_backfill_of_the_training_set_is_spread_over_the_hosts(
+    site: Site, tmp_path: Path
+) -> None:
+    """From an archive in the bucket; the sum is exact, whoever counted what."""
+    folders = [f"{recoil}/{energy}_keV" for recoil in ("NR", "ER") for energy in range(1, 9)]
+    images: dict[str, bytes] = {}
+    for number, folder in enumerate(folders):
+        images |= cell(folder, *range(3 * number, 3 * number + 3))
+    write_archive(tmp_path / ARCHIVE, images)
+    Bucket(site.bucket).put(ARCHIVE, (tmp_path / ARCHIVE).read_bytes())
+    ui = WebUI(site.stack.dagster.url)
+
+    def totals() -> list[int]:
+        return [made["images"] for made in ui.materializations("dataset_pixel_histogram")]
+
+    wait_until("the totals are made", lambda: totals()[:1] == [len(images)], 300)
+    stored = JsonIOManager(data_root(load_settings())).stored(DATASET_PIXEL_HISTOGRAM)
+    assert stored is not None
+    pixels = [np.asarray(Image.open(io.BytesIO(image))).ravel() for image in images.values()]
+    counts = np.bincount(np.concatenate(pixels), minlength=256)
+    assert PixelHistogram.from_json(stored).counts.tolist() == counts.tolist()
+    alive = [host for host in site.hosts if host.processes()]
+    assert min(host.backfilled for host in alive) > 0
 
 
 def test_a_run_is_stopped_from_the_web_ui(site: Site) -> None:
