@@ -210,6 +210,7 @@ def running_peers(folder: Path) -> Iterator[list[Peer]]:
                     }
                     | dict(environ),
                 )
+            cleanup.callback(process.wait)
             cleanup.callback(process.kill)
             return Peer(name, process, [])
 
