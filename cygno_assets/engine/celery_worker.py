@@ -92,7 +92,12 @@ class _Runs:
     def _begin(self, **_: Any) -> None:
         # How its connections are called in the database, where `cygno-assets status` looks.
         os.environ["PGAPPNAME"] = f"worker {os.getpid()} on {socket.gethostname()}"
-        self._instance = DagsterInstance.get()
+        self._opened()  # should the storage be away now, the first run opens it
+
+    def _opened(self) -> DagsterInstance:
+        if self._instance is None:
+            self._instance = DagsterInstance.get()
+        return self._instance
 
     def execute(self, run_id: str, code: str) -> None:
         """Sees to it that a run ends: by executing it, unless another process does, or has.
@@ -104,10 +109,8 @@ class _Runs:
         Raises:
             Reject: it has not ended; the broker gives it to a worker once more.
         """
-        instance = self._instance
-        if instance is None:  # for mypy: Celery calls `_begin` first
-            raise RuntimeError("no instance was opened")
         try:
+            instance = self._opened()
             holds = holds_of(instance)
             if not holds.hold(run_id):
                 return  # delivered twice, and the other one is at it

@@ -6,10 +6,11 @@ Here belongs which processes that takes; what they do with a run is engine/celer
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from cygno_assets.services.guardian import pause
-from cygno_assets.services.process import Service
+from cygno_assets.services.process import Service, ServiceError
 from cygno_assets.services.stack import locked_home
 from cygno_assets.services.supervisor import Supervisor
 from cygno_assets.settings import CHECKOUT, SettingsError, environment_name, load_settings
@@ -37,7 +38,7 @@ def run_worker(say: Callable[[str], None], *, live: int, background: int) -> Non
 
     Raises:
         SettingsError: a setting is wrong, or one is missing that says where the others are.
-        ServiceError: something runs in this home already.
+        ServiceError: something runs in this home already, or the extra `scale` is not installed.
     """
     settings = load_settings()
     missing = [
@@ -48,6 +49,8 @@ def run_worker(say: Callable[[str], None], *, live: int, background: int) -> Non
             f"{', '.join(missing)}: not set. A worker must be told where the others are "
             "(docs/scaling.md)"
         )
+    if find_spec("dagster_celery") is None:
+        raise ServiceError("dagster-celery is missing: pip install 'cygno-assets[scale]'")
     with locked_home(settings):
         services = [
             _service(settings, queue, processes)
