@@ -88,6 +88,8 @@ class HeldRunLauncher(CeleryRunLauncher):
                 "worker_max_memory_per_child": memory_limit_mb * 1000,
                 "worker_cancel_long_running_tasks_on_connection_loss": False,
                 "worker_hijack_root_logger": False,
+                # Whoever reaches the broker could stop workers by it.
+                "worker_enable_remote_control": False,
             },
             inst_data=inst_data,
         )
