@@ -78,7 +78,8 @@ def waits(arrivals: np.ndarray, processes: int, costs: Costs) -> np.ndarray:
                 heapq.heappush(ends, made[event])
             requested.clear()
         due[loop] = max(due[loop], now)
-    return made - arrivals
+    waited: np.ndarray = made - arrivals
+    return waited
 
 
 def arrivals(per_day: float, burst: float, seed: int) -> np.ndarray:

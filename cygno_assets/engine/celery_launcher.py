@@ -11,15 +11,18 @@ needed. And a run that shall stop shows Canceling until it has.
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from dagster import Field, IntSource, StringSource
+from dagster import DagsterRunStatus, Field, IntSource, RunsFilter, StringSource
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
-from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
 from dagster_celery.launcher import CeleryRunLauncher
 
 from .code_digest import code_digest
 from .pooled_postgres import holds_of
+from .urgency import is_background
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +37,8 @@ LIVE_QUEUE, BACKGROUND_QUEUE = "cygno.live", "cygno.background"
 """Backfills, and what has a negative priority, wait in a queue of their own for processes of their
 own: however long such a run takes, no event waits for it."""
 TASK = "cygno.execute_run"
+_LOOK_EVERY_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 class HeldRunLauncher(CeleryRunLauncher):
@@ -43,7 +48,8 @@ class HeldRunLauncher(CeleryRunLauncher):
         broker: URL of the broker; with its password.
         definitions: module of the definitions, which workers load before their first run.
         redeliver_seconds: after which a broker that does not notice that a worker has died (Redis)
-            gives what that had been sent to another one.
+            gives what that had been sent to another one; also a run that takes longer, which is
+            then left to who executes it.
         runs_per_worker: runs after which a worker's process is replaced.
         memory_limit_mb: resident memory after which it is, when its run has ended.
         stop_grace_seconds: between a run's being asked to stop and its process being killed.
@@ -54,7 +60,7 @@ class HeldRunLauncher(CeleryRunLauncher):
         self,
         broker: str,
         definitions: str,
-        redeliver_seconds: int = 120,
+        redeliver_seconds: int = 30,
         runs_per_worker: int = 1000,
         memory_limit_mb: int = 2048,
         stop_grace_seconds: int = 5,
@@ -63,6 +69,10 @@ class HeldRunLauncher(CeleryRunLauncher):
         self.definitions = definitions
         self.stop_grace_s = float(stop_grace_seconds)
         self._code: str | None = None
+        self._redeliver_s = float(redeliver_seconds)
+        self._sent: dict[str, float] = {}
+        self._over = threading.Event()
+        self._looking = threading.Lock()
         super().__init__(
             default_queue=LIVE_QUEUE,
             broker=broker,
@@ -100,7 +110,7 @@ class HeldRunLauncher(CeleryRunLauncher):
         return {
             "broker": Field(StringSource),
             "definitions": Field(StringSource),
-            "redeliver_seconds": Field(IntSource, is_required=False, default_value=120),
+            "redeliver_seconds": Field(IntSource, is_required=False, default_value=30),
             "runs_per_worker": Field(IntSource, is_required=False, default_value=1000),
             "memory_limit_mb": Field(IntSource, is_required=False, default_value=2048),
             "stop_grace_seconds": Field(IntSource, is_required=False, default_value=5),
@@ -124,14 +134,53 @@ class HeldRunLauncher(CeleryRunLauncher):
         Raises:
             kombu.exceptions.OperationalError: the broker does not answer for minutes.
         """
-        run = context.dagster_run
+        if self._looking.acquire(blocking=False):  # in the one process that launches
+            threading.Thread(target=self._look_for_lost, name="lost runs", daemon=True).start()
+        self._send(context.dagster_run)
+
+    def _send(self, run: DagsterRun) -> None:
         if self._code is None:
             self._code = code_digest(self.definitions)
-        self.app.send_task(
-            TASK,
-            args=(run.run_id, self._code),
-            queue=BACKGROUND_QUEUE if _is_background(run) else LIVE_QUEUE,
-        )
+        self._sent[run.run_id] = time.monotonic()
+        self.app.send_task(TASK, args=(run.run_id, self._code), queue=_queue_of(run))
+
+    def _look_for_lost(self) -> None:
+        """Sends again what has been waiting for long, until this process ends.
+
+        Redis hands out a message before it notes to whom: one that was on its way to a worker that
+        dies just then is gone.
+        """
+        while not self._over.wait(_LOOK_EVERY_S):
+            try:
+                self._send_lost()
+            except Exception:  # noqa: BLE001 – of broker or storage, which may be away
+                _log.warning("runs that wait cannot be looked through", exc_info=True)
+
+    def _send_lost(self) -> None:
+        waiting = self._instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTING]))
+        # What another process has launched is known here from now on.
+        now = time.monotonic()
+        self._sent = {run.run_id: self._sent.get(run.run_id, now) for run in waiting}
+        late = [run for run in waiting if now - self._sent[run.run_id] > self._redeliver_s]
+        for queue in {_queue_of(run) for run in late}:
+            # As long as the broker has messages, the workers are merely behind.
+            if not self._messages_in(queue):
+                for run in late:
+                    if _queue_of(run) == queue and not holds_of(self._instance).is_held(run.run_id):
+                        self._send(run)
+
+    def _messages_in(self, queue: str) -> int:
+        with self.app.connection_for_write() as connection:
+            try:
+                declared = connection.default_channel.queue_declare(queue, passive=True)
+            except connection.channel_errors:  # Redis has no empty queues
+                return 0
+            return int(declared.message_count)
+
+    def dispose(self) -> None:
+        """Ends the looking."""
+        self._over.set()
+        super().dispose()
 
     def terminate(self, run_id: str) -> bool:
         """Asks a run to stop, from whatever process; the worker that has it notices."""
@@ -169,10 +218,5 @@ class HeldRunLauncher(CeleryRunLauncher):
         return None
 
 
-def _is_background(run: DagsterRun) -> bool:
-    if BACKFILL_ID_TAG in run.tags:
-        return True
-    try:
-        return int(run.tags.get(PRIORITY_TAG, "0")) < 0
-    except ValueError:
-        return False
+def _queue_of(run: DagsterRun) -> str:
+    return BACKGROUND_QUEUE if is_background(run) else LIVE_QUEUE

@@ -21,10 +21,11 @@ from dagster._core.launcher import (
     RunLauncher,
     WorkerStatus,
 )
-from dagster._core.storage.tags import BACKFILL_ID_TAG, GRPC_INFO_TAG, PRIORITY_TAG
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from .pool import Died, Finished, Limits, Pool
+from .urgency import is_background, priority_of
 from .worker import NOT_HERE, serve
 
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
             self._default.launch_run(context)
             return
         self._workspaces[run.run_id] = workspace
-        self._pool(location, _niceness(run)).submit(run.run_id, _priority(run))
+        niceness = _BACKGROUND_NICENESS if is_background(run) else 0
+        self._pool(location, niceness).submit(run.run_id, priority_of(run))
 
     def terminate(self, run_id: str) -> bool:
         """Asks a run to stop, from whatever process.
@@ -293,15 +295,3 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
 def _is_taken_by_default(run: DagsterRun) -> bool:
     """Whether Dagster's default launcher has it: it notes the code server in a tag."""
     return GRPC_INFO_TAG in run.tags
-
-
-def _niceness(run: DagsterRun) -> int:
-    background = BACKFILL_ID_TAG in run.tags or _priority(run) < 0
-    return _BACKGROUND_NICENESS if background else 0
-
-
-def _priority(run: DagsterRun) -> int:
-    try:
-        return int(run.tags.get(PRIORITY_TAG, "0"))
-    except ValueError:
-        return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+import redis
 
 from cygno_assets.engine.celery_launcher import LIVE_QUEUE, TASK, HeldRunLauncher
 from cygno_assets.engine.code_digest import code_digest
@@ -43,6 +44,7 @@ class CelerySystem(System):
                         "broker": broker.url,
                         "definitions": DEFINITIONS,
                         "stop_grace_seconds": 2,
+                        "redeliver_seconds": 5,
                     },
                 },
                 "storage": {
@@ -213,6 +215,15 @@ def test_a_worker_that_is_killed_costs_a_retry_of_what_it_did(system: CelerySyst
     with system.running_worker():
         assert system.ends(run) == "FAILURE"
         wait_until("it is retried", lambda: system.retries_of(run) == ["SUCCESS"], 60)
+
+
+def test_a_run_whose_message_is_lost_is_sent_again(system: CelerySystem) -> None:
+    broker = redis.Redis.from_url(system.broker.url)
+    run = system.launch("quick_job")
+    wait_until("it is sent", lambda: broker.llen(LIVE_QUEUE) == 1)
+    assert broker.delete(LIVE_QUEUE) == 1
+    with system.running_worker():
+        assert system.ends(run) == "SUCCESS"
 
 
 def test_a_worker_with_other_code_refuses_and_ends(system: CelerySystem, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import threading
 from typing import TYPE_CHECKING, Protocol
@@ -61,7 +62,10 @@ def test_each_of_300_events_is_made_once_and_both_hosts_take_part(site: Site) ->
 
 
 def test_status_counts_the_workers_of_all_hosts(site: Site) -> None:
-    status = subprocess.run([PROGRAM, "status", "--json"], stdout=subprocess.PIPE, check=False)
+    environ = {**os.environ, "CYGNO_HOME": str(site.home)}  # each test has another one
+    status = subprocess.run(
+        [PROGRAM, "status", "--json"], env=environ, stdout=subprocess.PIPE, check=False
+    )
     found = json.loads(status.stdout)
     assert found["workers"]["processes"] == 6, found  # two for events and one more on each
     assert found["servers"]["daemon"]
