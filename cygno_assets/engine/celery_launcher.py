@@ -3,7 +3,7 @@
 Here belongs what Dagster asks of a launcher, and how the broker is spoken to; what a worker does
 with a run is celery_worker.py's.
 
-Of dagster-celery's own launcher remain the idea and the configuration. A run's message holds its
+Of dagster-celery's own launcher remains how Celery is set up. A run's message holds its
 id alone, and the storage knows by whom a run is held (run_holds.py): so one whose worker was
 killed is found at once, one that is delivered twice is executed once, and no result backend is
 needed. And a run that shall stop shows Canceling until it has.
@@ -72,7 +72,7 @@ class HeldRunLauncher(CeleryRunLauncher):
         self._redeliver_s = float(redeliver_seconds)
         self._sent: dict[str, float] = {}
         self._over = threading.Event()
-        self._looking = threading.Lock()
+        self._first = threading.Lock()  # free until the first launch
         super().__init__(
             default_queue=LIVE_QUEUE,
             broker=broker,
@@ -134,7 +134,7 @@ class HeldRunLauncher(CeleryRunLauncher):
         Raises:
             kombu.exceptions.OperationalError: the broker does not answer for minutes.
         """
-        if self._looking.acquire(blocking=False):  # in the one process that launches
+        if self._first.acquire(blocking=False):  # not before: only one process launches
             threading.Thread(target=self._look_for_lost, name="lost runs", daemon=True).start()
         self._send(context.dagster_run)
 
