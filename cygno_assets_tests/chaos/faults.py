@@ -257,7 +257,8 @@ def _full(folder: str) -> Callable[[World], None]:
 
     def does(world: World) -> None:
         ballast = world.home / folder / "ballast"
-        with ballast.open("wb") as file, suppress(OSError):
+        # Unbuffered: what no longer fits must not be tried again when the file is closed.
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(65_536))
         try:
