@@ -25,10 +25,11 @@ test-ui: $(READY_DEV) ## the tests in a browser; needs Debian's package chromium
 	@command -v chromium >/dev/null || { echo "chromium is missing: sudo apt-get install chromium"; exit 1; }
 	$(BIN)/python -m pytest cygno_assets_tests/ui
 
-test-scale: $(READY_DEV) ## the tests beyond one machine; needs Debian's postgresql and redis-server
+test-scale: $(READY_DEV) ## the tests beyond one machine; needs Debian's postgresql and rabbitmq-server
 	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 		{ echo "Postgres is missing: sudo apt-get install postgresql"; exit 1; }
-	@command -v redis-server >/dev/null || { echo "Redis is missing: sudo apt-get install redis-server"; exit 1; }
+	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || \
+		{ echo "RabbitMQ is missing: sudo apt-get install rabbitmq-server"; exit 1; }
 	$(BIN)/python -m pytest cygno_assets_tests/scale
 
 # Its full disks are mounts that are seen by nobody else, and gone when it ends.

@@ -1,13 +1,13 @@
 """Events a second on a site of several machines, all of them this one, beside the single machine.
 
-Site: Postgres, Redis, S3, an inbox, the daemon, and one or two hosts of two Celery processes each,
-which share nothing else. Single machine: the warm launcher, SQLite, a folder. Beside them the warm
-launcher on the site's Postgres and S3, which tells what Celery costs, and dagster-celery's own
+Site: Postgres, RabbitMQ, S3, an inbox, the daemon, and one or two hosts of two Celery processes
+each, which share nothing else. Single machine: the warm launcher, SQLite, a folder. Beside them the
+warm launcher on the site's Postgres and S3, which tells what Celery costs, and dagster-celery's own
 launcher, on our storage and on dagster-postgres' own. All with real work, announced at once; they
 take turns, so that a machine that is slower for a while is so for all of them. In the end a host of
 two is killed amid a burst.
 
-Needs Debian's packages `postgresql` and `redis-server`.
+Needs Debian's packages `postgresql` and `rabbitmq-server`.
 """
 
 from __future__ import annotations

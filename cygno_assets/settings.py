@@ -68,7 +68,7 @@ class Settings(BaseModel):
     broker_url: SecretStr | None = Field(
         None,
         description="With `deploy/dagster.yaml`: what brings runs to the workers, "
-        "`redis://:password@host:6379/0`.",
+        "`amqp://user:password@host:5672//`.",
     )
 
     daq_nats_url: str = Field(

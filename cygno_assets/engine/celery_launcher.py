@@ -12,6 +12,7 @@ needed. And a run that shall stop shows Canceling until it has.
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-    from celery import Celery
     from dagster import DagsterRun
     from dagster._core.launcher import LaunchRunContext, ResumeRunContext
     from dagster._serdes import ConfigurableClassData
@@ -38,6 +38,7 @@ LIVE_QUEUE, BACKGROUND_QUEUE = "cygno.live", "cygno.background"
 own: however long such a run takes, no event waits for it."""
 TASK = "cygno.execute_run"
 _LOOK_EVERY_S = 10.0
+_CONFIRM_TIMEOUT_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -45,11 +46,11 @@ class HeldRunLauncher(CeleryRunLauncher):
     """Sends runs to Celery workers, which execute them by the in-process executor.
 
     Args:
-        broker: URL of the broker; with its password.
+        broker: URL of the broker; with its password. That of one at `amqps://` has its certificate
+            checked, and its name in it, by the authorities that this machine trusts.
         definitions: module of the definitions, which workers load before their first run.
-        redeliver_seconds: after which a broker that does not notice that a worker has died (Redis)
-            gives what that had been sent to another one; also a run that takes longer, which is
-            then left to who executes it.
+        resend_seconds: after which a run is sent once more that waits although the broker has
+            nothing for its workers.
         runs_per_worker: runs after which a worker's process is replaced.
         memory_limit_mb: resident memory after which it is, when its run has ended.
         stop_grace_seconds: between a run's being asked to stop and its process being killed.
@@ -60,7 +61,7 @@ class HeldRunLauncher(CeleryRunLauncher):
         self,
         broker: str,
         definitions: str,
-        redeliver_seconds: int = 30,
+        resend_seconds: int = 30,
         runs_per_worker: int = 1000,
         memory_limit_mb: int = 2048,
         stop_grace_seconds: int = 5,
@@ -69,8 +70,9 @@ class HeldRunLauncher(CeleryRunLauncher):
         self.definitions = definitions
         self.stop_grace_s = float(stop_grace_seconds)
         self._code: str | None = None
-        self._redeliver_s = float(redeliver_seconds)
+        self._resend_s = float(resend_seconds)
         self._sent: dict[str, float] = {}
+        self._sending = threading.Lock()  # of what is in `_sent`
         self._over = threading.Event()
         self._first = threading.Lock()  # free until the first launch
         super().__init__(
@@ -86,7 +88,12 @@ class HeldRunLauncher(CeleryRunLauncher):
                 "task_ignore_result": True,
                 "broker_connection_retry_on_startup": True,
                 "broker_connection_max_retries": None,
-                "broker_transport_options": {"visibility_timeout": redeliver_seconds},
+                # What the broker has not confirmed to have on disk is sent again.
+                "broker_transport_options": {"confirm_publish": True},
+                # Else the name is not checked; None is the one in the URL.
+                "broker_use_ssl": {"server_hostname": None, "cert_reqs": ssl.CERT_REQUIRED}
+                if broker.startswith("amqps:")
+                else None,
                 # As long as there is no broker, no run can be launched: it is waited for.
                 "task_publish_retry_policy": {
                     "max_retries": 300,
@@ -97,6 +104,8 @@ class HeldRunLauncher(CeleryRunLauncher):
                 "worker_max_tasks_per_child": runs_per_worker,
                 "worker_max_memory_per_child": memory_limit_mb * 1000,
                 "worker_cancel_long_running_tasks_on_connection_loss": False,
+                # Else a worker takes fewer runs at a time after the broker was away.
+                "worker_enable_prefetch_count_reduction": False,
                 "worker_hijack_root_logger": False,
                 # Whoever reaches the broker could stop workers by it.
                 "worker_enable_remote_control": False,
@@ -110,7 +119,7 @@ class HeldRunLauncher(CeleryRunLauncher):
         return {
             "broker": Field(StringSource),
             "definitions": Field(StringSource),
-            "redeliver_seconds": Field(IntSource, is_required=False, default_value=30),
+            "resend_seconds": Field(IntSource, is_required=False, default_value=30),
             "runs_per_worker": Field(IntSource, is_required=False, default_value=1000),
             "memory_limit_mb": Field(IntSource, is_required=False, default_value=2048),
             "stop_grace_seconds": Field(IntSource, is_required=False, default_value=5),
@@ -122,11 +131,6 @@ class HeldRunLauncher(CeleryRunLauncher):
     ) -> Self:
         """As dagster.yaml has it."""
         return cls(inst_data=inst_data, **config_value)
-
-    @property
-    def app(self) -> Celery:
-        """Celery's, as launcher and workers both have it."""
-        return self.celery
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """Sends a run's id to the broker.
@@ -141,14 +145,20 @@ class HeldRunLauncher(CeleryRunLauncher):
     def _send(self, run: DagsterRun) -> None:
         if self._code is None:
             self._code = code_digest(self.definitions)
-        self._sent[run.run_id] = time.monotonic()
-        self.app.send_task(TASK, args=(run.run_id, self._code), queue=_queue_of(run))
+        with self._sending:
+            self._sent[run.run_id] = time.monotonic()
+        self.celery.send_task(
+            TASK,
+            args=(run.run_id, self._code),
+            queue=_queue_of(run),
+            confirm_timeout=_CONFIRM_TIMEOUT_S,
+        )
 
     def _look_for_lost(self) -> None:
         """Sends again what has been waiting for long, until this process ends.
 
-        Redis hands out a message before it notes to whom: one that was on its way to a worker that
-        dies just then is gone.
+        A daemon that is killed between noting that it launches a run and sending it leaves a run
+        without a message; and so does a broker that has lost its disk.
         """
         while not self._over.wait(_LOOK_EVERY_S):
             try:
@@ -160,8 +170,9 @@ class HeldRunLauncher(CeleryRunLauncher):
         waiting = self._instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTING]))
         # What another process has launched is known here from now on.
         now = time.monotonic()
-        self._sent = {run.run_id: self._sent.get(run.run_id, now) for run in waiting}
-        late = [run for run in waiting if now - self._sent[run.run_id] > self._redeliver_s]
+        with self._sending:
+            self._sent = {run.run_id: self._sent.get(run.run_id, now) for run in waiting}
+            late = [run for run in waiting if now - self._sent[run.run_id] > self._resend_s]
         for queue in {_queue_of(run) for run in late}:
             # As long as the broker has messages, the workers are merely behind.
             if not self._messages_in(queue):
@@ -170,10 +181,10 @@ class HeldRunLauncher(CeleryRunLauncher):
                         self._send(run)
 
     def _messages_in(self, queue: str) -> int:
-        with self.app.connection_for_write() as connection:
+        with self.celery.connection_for_write() as connection:
             try:
                 declared = connection.default_channel.queue_declare(queue, passive=True)
-            except connection.channel_errors:  # Redis has no empty queues
+            except connection.channel_errors:  # there is no such queue yet
                 return 0
             return int(declared.message_count)
 

@@ -47,7 +47,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     launcher = _launcher()
     _Runs(launcher).serve()
-    launcher.app.worker_main(
+    launcher.celery.worker_main(
         [
             *("worker", "--hostname", f"{arguments.queue}-{os.getpid()}@{socket.gethostname()}"),
             *("--queues", QUEUES[arguments.queue], "--concurrency", str(arguments.processes)),
@@ -87,7 +87,7 @@ class _Runs:
         import_module(self._launcher.definitions)
         keep_loaded()
         signals.worker_process_init.connect(self._begin, weak=False)
-        self._launcher.app.task(name=TASK)(self.execute)
+        self._launcher.celery.task(name=TASK)(self.execute)
 
     def _begin(self, **_: Any) -> None:
         # How its connections are called in the database, where `cygno-assets status` looks.

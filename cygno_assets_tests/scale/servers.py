@@ -11,12 +11,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import amqp
+import kombu
 import psycopg2
-import redis
 
 from cygno_assets.services.process import Service, free_port
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _READY_TIMEOUT_S = 60.0
 _USER = "postgres"
+_RABBIT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+"""The one in the search path can be started by two users only."""
 
 
 def as_user(user: str, argv: Sequence[str]) -> list[str]:
@@ -162,44 +165,99 @@ class PostgresServer:
         return True
 
 
-class RedisServer:
-    """Redis on 127.0.0.1 with a password, every message kept on disk.
+class RabbitServer:
+    """RabbitMQ on 127.0.0.1 with a password; what it stores outlives its stop.
 
     Args:
         folder: of its configuration and its data.
         log_file: where its output goes.
+        certificates: folder of its cert.pem and key.pem: it speaks TLS alone.
     """
 
-    def __init__(self, folder: Path, log_file: Path) -> None:
+    def __init__(self, folder: Path, log_file: Path, certificates: Path | None = None) -> None:
         self._folder = folder
+        self._certificates = certificates
         self._password = secrets.token_hex(16)
         self.port = free_port()
-        program = shutil.which("redis-server") or "redis-server"
+        # It would start one by itself, which would stay when it ends.
+        names = free_port()
+        self._names = Service(
+            "broker's names",
+            ["epmd", "-address", "127.0.0.1", "-port", str(names)],
+            log_file.with_name("broker-names.log"),
+        )
         self.service = Service(
-            "broker", [program, str(folder / "redis.conf")], log_file, cwd=folder
+            "broker",
+            [str(_RABBIT)],
+            log_file,
+            {
+                "RUNNING_UNDER_SYSTEMD": "1",  # without a shell between it and us
+                "HOME": str(folder),
+                "ERL_EPMD_ADDRESS": "127.0.0.1",
+                "ERL_EPMD_PORT": str(names),
+                "RABBITMQ_NODENAME": f"cygno-{self.port}@localhost",
+                "RABBITMQ_DIST_PORT": str(free_port()),
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                    "-kernel inet_dist_use_interface {127,0,0,1}"
+                    " +sbwt none +sbwtdcpu none +sbwtdio none"  # idle, it leaves the CPU to others
+                ),
+                "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
+                "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
+                "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+                "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+                "RABBITMQ_LOGS": "-",
+            },
+            cwd=folder,
         )
 
     @property
     def url(self) -> str:
         """Its address, with the password."""
-        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+        scheme = "amqp" if self._certificates is None else "amqps"
+        return f"{scheme}://cygno:{self._password}@127.0.0.1:{self.port}//"
 
-    def start(self) -> RedisServer:
+    def start(self) -> RabbitServer:
         """Starts it, on what it had stored before, and waits until it answers."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "redis.conf").write_text(
-            f"bind 127.0.0.1\nport {self.port}\nrequirepass {self._password}\n"
-            f'dir {self._folder}\nappendonly yes\nsave ""\n'
+        (self._folder / "rabbitmq.conf").write_text(
+            f"{self._listener}\ndefault_user = cygno\ndefault_pass = {self._password}\n"
         )
+        self._names.start()
         self.service.start().wait_ready(self._answers, _READY_TIMEOUT_S)
         return self
 
+    @property
+    def _listener(self) -> str:
+        address = f"127.0.0.1:{self.port}"
+        if self._certificates is None:
+            return f"listeners.tcp.1 = {address}"
+        return (
+            f"listeners.tcp = none\nlisteners.ssl.1 = {address}\n"
+            f"listeners.ssl.2 = 127.0.0.2:{self.port}\n"  # by a name that is not its own
+            f"ssl_options.certfile = {self._certificates}/cert.pem\n"
+            f"ssl_options.keyfile = {self._certificates}/key.pem"
+        )
+
+    def messages_in(self, queue: str) -> int:
+        """That wait in one of its queues."""
+        with kombu.Connection(self.url) as connection:
+            return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
+
+    def purge(self, queue: str) -> int:
+        """Takes out of one of its queues what waits there, and says how many these were."""
+        with kombu.Connection(self.url) as connection:
+            return int(connection.default_channel.queue_purge(queue))
+
     def _answers(self) -> bool:
-        try:
-            return bool(redis.Redis.from_url(self.url).ping())
-        except redis.exceptions.RedisError:
+        if not self.service.listens_on(self.port):
             return False
+        if self._certificates is not None:
+            return True
+        with suppress(OSError, amqp.AMQPError), kombu.Connection(self.url) as connection:
+            return bool(connection.connect())
+        return False
 
     def stop(self) -> None:
         """Ends it; what it stored stays."""
         self.service.stop()
+        self._names.stop()

@@ -22,7 +22,7 @@ from cygno_assets.settings import CHECKOUT
 from cygno_assets_tests.chaos.store import FaultyStore
 from cygno_assets_tests.chaos.world import Witness, World
 from cygno_assets_tests.end_to_end.running import PROGRAM, processes_of
-from cygno_assets_tests.scale.servers import PostgresServer, RedisServer, server_folder
+from cygno_assets_tests.scale.servers import PostgresServer, RabbitServer, server_folder
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Site(World):
     """
 
     postgres: PostgresServer = field(kw_only=True)
-    broker: RedisServer = field(kw_only=True)
+    broker: RabbitServer = field(kw_only=True)
     s3_store: S3Server = field(kw_only=True)
     bucket: BucketSettings = field(kw_only=True)
     environ: Mapping[str, str] = field(kw_only=True)
@@ -143,7 +143,7 @@ def running_site(
         s3 = S3Server(home / "daq-s3", logs / "daq-s3.log", [daq_access])
         s3_store = S3Server(home / "store-s3", logs / "store-s3.log", [store_access])
         postgres = PostgresServer(cleanup.enter_context(server_folder()))
-        broker = RedisServer(home / "broker", logs / "broker.log")
+        broker = RabbitServer(home / "broker", logs / "broker.log")
         for server in (daq_nats, inbox, s3, s3_store, postgres, broker):
             cleanup.callback(server.stop)
             server.start()

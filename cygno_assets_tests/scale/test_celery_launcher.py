@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
+import ssl
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-import redis
 
 from cygno_assets.engine.celery_launcher import LIVE_QUEUE, TASK, HeldRunLauncher
 from cygno_assets.engine.code_digest import code_digest
+from cygno_assets.services.certificates import make_certificates
 from cygno_assets_tests.engine.system import DEFINITIONS, System
-from cygno_assets_tests.scale.servers import RedisServer
+from cygno_assets_tests.scale.servers import RabbitServer
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 class CelerySystem(System):
     """The engine's test system, whose runs go to Celery workers."""
 
-    def __init__(self, folder: Path, postgres_url: str, broker: RedisServer) -> None:
+    def __init__(self, folder: Path, postgres_url: str, broker: RabbitServer) -> None:
         self.broker = broker
         self._begun = 0
         engine = "cygno_assets.engine"
@@ -44,7 +45,7 @@ class CelerySystem(System):
                         "broker": broker.url,
                         "definitions": DEFINITIONS,
                         "stop_grace_seconds": 2,
-                        "redeliver_seconds": 5,
+                        "resend_seconds": 5,
                     },
                 },
                 "storage": {
@@ -80,7 +81,7 @@ class CelerySystem(System):
     def send(self, run_id: str) -> None:
         """The message of a run once more."""
         launcher = HeldRunLauncher(self.broker.url, DEFINITIONS)
-        launcher.app.send_task(TASK, args=(run_id, code_digest(DEFINITIONS)), queue=LIVE_QUEUE)
+        launcher.celery.send_task(TASK, args=(run_id, code_digest(DEFINITIONS)), queue=LIVE_QUEUE)
 
     def retries_of(self, run_id: str) -> list[str]:
         """Status of each run that retries another one."""
@@ -97,7 +98,7 @@ def system(
     tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer
 ) -> Iterator[CelerySystem]:
     folder = tmp_path_factory.mktemp("celery")
-    broker = RedisServer(folder / "broker", folder / "broker.log")
+    broker = RabbitServer(folder / "broker", folder / "broker.log")
     try:
         broker.start()
         with CelerySystem(
@@ -218,12 +219,33 @@ def test_a_worker_that_is_killed_costs_a_retry_of_what_it_did(system: CelerySyst
 
 
 def test_a_run_whose_message_is_lost_is_sent_again(system: CelerySystem) -> None:
-    broker = redis.Redis.from_url(system.broker.url)
     run = system.launch("quick_job")
-    wait_until("it is sent", lambda: broker.llen(LIVE_QUEUE) == 1)
-    assert broker.delete(LIVE_QUEUE) == 1
+    wait_until("it is sent", lambda: system.broker.messages_in(LIVE_QUEUE) == 1)
+    assert system.broker.purge(LIVE_QUEUE) == 1
     with system.running_worker():
         assert system.ends(run) == "SUCCESS"
+
+
+def test_the_certificate_of_a_broker_is_checked_and_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificates(tmp_path)
+    broker = RabbitServer(tmp_path / "broker", tmp_path / "broker.log", certificates=tmp_path)
+
+    def connect(url: str) -> None:
+        with HeldRunLauncher(url, DEFINITIONS).celery.connection_for_write() as connection:
+            connection.connect()
+
+    try:
+        broker.start()
+        with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
+            connect(broker.url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))  # an authority we trust
+        connect(broker.url)
+        with pytest.raises(ssl.SSLCertVerificationError, match=r"not valid for '127\.0\.0\.2'"):
+            connect(broker.url.replace("127.0.0.1", "127.0.0.2"))
+    finally:
+        broker.stop()
 
 
 def test_a_worker_with_other_code_refuses_and_ends(system: CelerySystem, tmp_path: Path) -> None:

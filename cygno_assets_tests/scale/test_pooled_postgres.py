@@ -351,8 +351,9 @@ def test_after_a_restart_of_the_server_nobody_sees_an_error(
         together = threading.Barrier(4)
 
         def ask(_: int) -> int:
-            together.wait(60)
-            return instance.get_runs_count()
+            with instance.run_storage.connect():  # else one could answer for all, one by one
+                together.wait(60)
+                return instance.get_runs_count()
 
         assert list(threads.map(ask, range(4))) == [0] * 4
         assert backends(own_postgres, url) == 4
