@@ -48,6 +48,8 @@ SINGLE, WARM, ONE, TWO, STOCK_LAUNCHER, STOCK = (
 )
 WARM_UP = 20
 _MADE_S = 600.0
+_BACKEND = "rpc://"
+"""Of results: the broker; dagster-celery's default."""
 _STOCK_WORKER = (
     *(sys.executable, "-m", "celery", "-A", "dagster_celery.app", "worker", "-Q", "dagster"),
     *("--concurrency", "2", "--loglevel", "INFO"),
@@ -85,7 +87,7 @@ def configured(folder: Path, which: str) -> Path:
             "class": "CeleryRunLauncher",
             "config": {
                 "broker": {"env": "CYGNO_BROKER_URL"},
-                "backend": {"env": "CYGNO_BROKER_URL"},
+                "backend": _BACKEND,
             },
         }
     if which == STOCK:
@@ -94,7 +96,7 @@ def configured(folder: Path, which: str) -> Path:
     (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
     # What dagster-celery's workers look for, by this name.
     (folder / "dagster_celery_config.py").write_text(
-        "import os\nbroker_url = result_backend = os.environ['CYGNO_BROKER_URL']\n"
+        f"import os\nbroker_url = os.environ['CYGNO_BROKER_URL']\nresult_backend = {_BACKEND!r}\n"
     )
     return folder
 
