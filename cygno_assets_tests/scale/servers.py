@@ -206,6 +206,7 @@ class RabbitServer:
                 "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
                 "RABBITMQ_MNESIA_BASE": str(folder / "data"),
                 "RABBITMQ_LOGS": "-",
+                "RABBITMQ_LOG_BASE": str(folder),  # of upgrades, all the same
             },
             cwd=folder,
         )
