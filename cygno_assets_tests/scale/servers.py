@@ -240,9 +240,10 @@ class RabbitServer:
         )
 
     def messages_in(self, queue: str) -> int:
-        """That wait in one of its queues."""
-        with kombu.Connection(self.url) as connection:
+        """That wait in one of its queues, which need not be there yet."""
+        with suppress(amqp.NotFound), kombu.Connection(self.url) as connection:
             return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
+        return 0
 
     def purge(self, queue: str) -> int:
         """Takes out of one of its queues what waits there, and says how many these were."""
