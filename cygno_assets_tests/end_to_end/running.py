@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 
 from cygno_assets.services import web_ui
+from cygno_assets.services.guardian import prepare_child
 from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Program:
     def __enter__(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True)
         self._output = self.home / f"{self.arguments[0]}.out"
+        us = os.getpid()
         with self._output.open("w") as output:
             self.process = subprocess.Popen(
                 [PROGRAM, *self.arguments],
@@ -64,8 +66,7 @@ class Program:
                     "CYGNO_DOWNLOAD_HOSTS": NO_IMAGES,
                 }
                 | dict(self.environ),
-                # As a shell starts what it puts into the background.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509 – tests have one thread
+                preexec_fn=lambda: _prepare(us),  # noqa: PLW1509 – tests have one thread
             )
         return self
 
@@ -109,6 +110,12 @@ class Program:
     def nothing_left(self) -> None:
         """Fails if a process of it is still there after a while, its orphans included."""
         wait_until("all its processes are gone", lambda: not processes_of(self.home), 30)
+
+
+def _prepare(parent: int) -> None:
+    """It dies with the tests, and starts as what a shell puts into the background does."""
+    prepare_child(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)
