@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Literal
 
 from cygno_assets.physics.splits import SPLITS
 from cygno_assets.storage.tables import table_of
-from cygno_assets.training.tables import OFFENDER_COLUMNS, population
+from cygno_assets.training.tables import OFFENDER_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
 
-    from cygno_assets.physics.ground_truth import RecoilType
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Of the alarms: raised when the same rows would raise others."""
 
 Severity = Literal["ERROR", "WARN"]
@@ -93,32 +92,31 @@ def offenders_table(rows: pd.DataFrame, found: Sequence[tuple[Alarm, Finding]]) 
 def accuracy_by_energy(rows: pd.DataFrame) -> float:
     """How often the recoil type is told right by the energy alone; 0.5 is guessing.
 
-    Each image's type is guessed as the one that is more frequent, as a share of its type, among the
-    *other* images of its energy; a tie, or no other image, counts half. So an energy that occurs
-    once tells nothing.
+    Of an energy that tells something, one guesses the type with the larger share of its own images
+    there. That is the best there is, with a balanced accuracy of (1 + V) / 2, where V is half the
+    sum over all energies of the difference of both shares (their total variation). An energy tells
+    nothing if the type would not be ahead with one image less: neither one that occurs once, nor
+    one where both types are as frequent but for chance's last image.
+
+    It is what this set's own energies tell of itself: where each has but a few images, chance alone
+    makes it larger than 0.5.
+
+    Args:
+        rows: an image each, with `recoil_type` and `energy_kev` (keV).
 
     Returns:
-        Balanced accuracy, in [0, 1]: the mean of the two types' shares, so that a rare type counts
-        as much as a common one. Of a set of one type, 0.5.
+        Balanced accuracy, in [0.5, 1]: the mean of the two types' shares told right, so that a rare
+        type counts as much as a common one. Of a set of one type, 0.5.
     """
-    images = population(rows)
-    of_type = {kind: sum(n for (k, _), n in images.items() if k == kind) for kind, _ in images}
-    if len(of_type) < 2:
+    counts = rows.groupby(["energy_kev", "recoil_type"]).size().unstack(fill_value=0)
+    if counts.shape[1] < 2:
         return 0.5
-
-    def right(kind: RecoilType, energy: float) -> float:
-        share = {
-            other: (images.get((other, energy), 0) - (other == kind)) / max(of_type[other], 1)
-            for other in of_type
-        }
-        own = share.pop(kind)
-        [other] = share.values()
-        return 1.0 if own > other else 0.5 if own == other else 0.0
-
-    told = dict.fromkeys(of_type, 0.0)
-    for (kind, energy), count in images.items():
-        told[kind] += count * right(kind, energy) / of_type[kind]
-    return sum(told.values()) / len(told)
+    one, other = (counts[kind] for kind in counts)
+    ones, others = one.sum(), other.sum()
+    # In whole numbers, so that a tie is one.
+    tells = ((one - 1) * others > other * ones) | ((other - 1) * ones > one * others)
+    difference = (one / ones - other / others).abs()
+    return 0.5 + float(difference[tells].sum()) / 4
 
 
 def _energy(rows: pd.DataFrame) -> Finding:
