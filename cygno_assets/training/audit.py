@@ -30,7 +30,7 @@ MAX_GAIN_BY_ENERGY = 0.1
 MAX_SHARE_OF_IMAGES = 0.01
 """One image in a hundred: what a model can bear of odd ones."""
 MIN_RATIO_OF_TYPES = 0.5
-"""The rarer recoil type has at least half the images of the other."""
+"""Of a split or an energy fold: of images of the rarer recoil type to those of the other."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,14 @@ def _share(
 
 
 def _balance(rows: pd.DataFrame) -> Finding:
+    """The types' ratio in each split, and in each energy fold that has images."""
+    folds = rows.sort_values("energy_kev")["energy_fold"].unique()
+    parts = [("split", split) for split in SPLITS] + [("energy_fold", fold) for fold in folds]
     said, worst = [], 1.0
-    for split in SPLITS:
-        kinds = rows[rows["split"] == split]["recoil_type"]
+    for column, part in parts:
+        kinds = rows[rows[column] == part]["recoil_type"]
         nuclear, electronic = int((kinds == "nuclear").sum()), int((kinds == "electronic").sum())
-        said.append(f"{split} {nuclear} nuclear and {electronic} electronic")
+        said.append(f"{part} {nuclear} nuclear and {electronic} electronic")
         if len(kinds):
             worst = min(worst, min(nuclear, electronic) / max(nuclear, electronic))
     return Finding(worst >= MIN_RATIO_OF_TYPES, "; ".join(said))
@@ -240,7 +243,8 @@ ALARMS: tuple[Alarm, ...] = (
     Alarm(
         "both_types_are_there",
         "WARN",
-        "In each split the rarer recoil type has at least half the images of the other.",
+        "In each split, and in each range of energies that is left out together, the rarer recoil "
+        "type has at least half the images of the other.",
         _balance,
     ),
 )

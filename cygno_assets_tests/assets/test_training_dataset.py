@@ -100,24 +100,47 @@ def test_the_table_is_there_for_pandas_too_and_the_web_ui_says_how_it_is_divided
     assert picture.width >= 600
 
 
-def test_adding_images_moves_none_to_another_split(side: TrainingSide) -> None:
+def test_adding_images_moves_none_to_another_split_or_energy_fold(side: TrainingSide) -> None:
     side.all(BOTH)
-    before = load_training().rows.set_index("path")["split"].to_dict()
-    side.all({**BOTH, **cell("NR/30_keV", *range(101, 121))})
-    after = load_training().rows.set_index("path")["split"].to_dict()
-    assert len(after) == 60
+    before = belongings()
+    side.all(
+        {
+            **BOTH,
+            **cell("NR/6_keV", *range(201, 211)),
+            **cell("ER/6_keV", *range(211, 212)),
+            **cell("NR/5.5_keV", *range(221, 226)),
+            **cell("NR/30_keV", *range(101, 121)),
+        }
+    )
+    after = belongings()
+    assert len(after) == len(before) + 36
     assert before.items() <= after.items()
+    assert set(load_training().energy_folds) == {"5 to 15 keV", "from 15 keV"}
 
 
-def test_another_seed_and_other_shares_are_settings(side: TrainingSide) -> None:
+def belongings() -> dict[str, tuple[str, str]]:
+    """Split and energy fold by path."""
+    rows = load_training().rows
+    return dict(
+        zip(rows["path"], zip(rows["split"], rows["energy_fold"], strict=True), strict=True)
+    )
+
+
+def test_another_seed_other_shares_and_other_edges_are_settings(side: TrainingSide) -> None:
     side.all(BOTH)
     first = load_training()
-    side.overrides |= {"split_seed": 5, "split_test_share": 0.5, "split_validation_share": 0.0}
+    side.overrides |= {
+        "split_seed": 5,
+        "split_test_share": 0.5,
+        "split_validation_share": 0.0,
+        "energy_fold_edges_kev": (6.5,),
+    }
     assert side.run(*DATASET).success
     second = load_training()
     assert second.splits_hash != first.splits_hash
     assert second.spec_hash == first.spec_hash
     assert set(second.rows["split"]) == {"train", "test"}
+    assert set(second.rows["energy_fold"]) == {"below 6.5 keV"}
 
 
 def test_tensors_of_another_specification_are_not_mixed_in(side: TrainingSide) -> None:
@@ -208,7 +231,8 @@ def good() -> Images:
 
 
 def energies_tell() -> Images:
-    return {path.replace("NR/6_keV", "NR/3_keV"): pixels for path, pixels in good().items()}
+    """Both in one energy fold, so that nothing else is wrong."""
+    return {path.replace("NR/6_keV", "NR/7_keV"): pixels for path, pixels in good().items()}
 
 
 def twice_with_two_labels() -> Images:

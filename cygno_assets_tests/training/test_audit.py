@@ -30,7 +30,7 @@ def rows(each: int = 60) -> pd.DataFrame:
                 made.append(
                     (
                         *(path, kind, energy, digest, digest, "spec", 0.0, 0.0),
-                        *(4, 0, 0, 0, split, "3+10 keV"),
+                        *(4, 0, 0, 0, split, "all"),
                     )
                 )
     return table_of(DATASET_COLUMNS, made)
@@ -100,6 +100,23 @@ def test_a_type_that_is_rare_in_a_split(split: str) -> None:
     table = table.drop(rare[:21])  # 19 of 40 are left
     assert set(raised(table)) == {"both_types_are_there"}
     assert f"{split} 19 nuclear and 40 electronic" in raised(table)["both_types_are_there"]
+
+
+def test_a_type_that_is_rare_in_an_energy_fold() -> None:
+    """So that a fold's score is not that of one recoil type."""
+    table = rows()
+    low = table["energy_kev"] == 3
+    table["energy_fold"] = low.map({True: "below 5 keV", False: "from 5 keV"})
+    assert raised(table) == {}
+    # Still as many of each in all splits, and the energy tells half.
+    swapped = low & (table["recoil_type"] == "nuclear") & table["path"].str.contains("[0-5][.]")
+    table.loc[swapped, "energy_fold"] = "from 5 keV"
+    said = raised(table)
+    assert set(said) == {"both_types_are_there"}
+    assert set(said["both_types_are_there"].split("; ")[3:]) == {
+        "below 5 keV 24 nuclear and 60 electronic",
+        "from 5 keV 96 nuclear and 60 electronic",
+    }
 
 
 def test_offenders_are_listed_with_what_is_wrong() -> None:
