@@ -285,8 +285,8 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         metadata=table(OFFENDER_COLUMNS, made_from={TRAINING_DATASET: DATASET_COLUMNS}),
         description="What is wrong with the training set: whether the energy (keV) gives the "
         "recoil type away, images with two labels or in two splits, tracks that leave the crop, "
-        "saturated (255 ADU) and empty images, and the balance of types. Each alarm is a check; "
-        "the table has a row for each image that one is about.",
+        "images that are saturated (255 ADU), empty or outside the window, and the balance of "
+        "types. Each alarm is a check; the table has a row for each image that one is about.",
     )
     def training_audit(training_archive: dict[str, Any]) -> MaterializeResult[Any]:
         from cygno_assets.training.dataset import read_dataset_rows

@@ -29,6 +29,8 @@ MAX_GAIN_BY_ENERGY = 0.1
 """Of balanced accuracy: how much better than guessing the energy may tell the recoil type."""
 MAX_SHARE_OF_IMAGES = 0.01
 """One image in a hundred: what a model can bear of odd ones."""
+MAX_CLIPPED_SHARE = 0.5
+"""Of an image's crop, on one side of the window: with more, most of what a model sees is 0 or 1."""
 MIN_RATIO_OF_TYPES = 0.5
 """Of a split or an energy fold: of images of the rarer recoil type to those of the other."""
 
@@ -227,6 +229,22 @@ ALARMS: tuple[Alarm, ...] = (
             "have saturated pixels",
             lambda rows: rows["saturated_px"] > 0,
             "{saturated_px} pixels of 255 ADU",
+        ),
+    ),
+    Alarm(
+        "window_fits_every_image",
+        "WARN",
+        f"At most {MAX_CLIPPED_SHARE:.0%} of the crop's pixels lie on one side of the window, but "
+        f"for {MAX_SHARE_OF_IMAGES:.0%} of the images. Of the others a model sees little but 0 or "
+        "1: another pedestal, or no image of this camera.",
+        _share(
+            "lie mostly outside the window",
+            lambda rows: (
+                (rows["clipped_low_share"] > MAX_CLIPPED_SHARE)
+                | (rows["clipped_high_share"] > MAX_CLIPPED_SHARE)
+            ),
+            "{clipped_low_share:.0%} of the crop's pixels below the window, "
+            "{clipped_high_share:.0%} above",
         ),
     ),
     Alarm(

@@ -29,7 +29,7 @@ def rows(each: int = 60) -> pd.DataFrame:
                 split = ("train", "validation", "test")[n % 3]
                 made.append(
                     (
-                        *(path, kind, energy, digest, digest, "spec", 0.0, 0.0),
+                        *(path, kind, energy, digest, digest, "spec", 0.5, 0.5),
                         *(4, 0, 0, 0, split, "all"),
                     )
                 )
@@ -77,10 +77,12 @@ def test_the_same_tensor_in_two_splits() -> None:
         ("tracks_are_inside_the_crop", {"bright_at_edge": 1}),
         ("tracks_are_inside_the_crop", {"bright_outside": 1}),
         ("no_image_is_saturated", {"saturated_px": 1}),
+        ("window_fits_every_image", {"clipped_low_share": 0.51}),
+        ("window_fits_every_image", {"clipped_high_share": 1.0}),
         ("every_image_shows_a_track", {"bright_inside": 0}),
     ],
 )
-def test_more_than_one_image_in_a_hundred(alarm: str, changed: dict[str, int]) -> None:
+def test_more_than_one_image_in_a_hundred(alarm: str, changed: dict[str, float]) -> None:
     table = rows()  # 240 images: two are borne, three are not
     for column, value in changed.items():
         table.loc[[0, 1], column] = value
