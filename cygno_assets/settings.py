@@ -26,7 +26,7 @@ from pydantic import (
 
 from cygno_assets.hosts import AllowedHost, Endpoint, is_loopback
 from cygno_assets.physics.spec import PreprocessSpec
-from cygno_assets.physics.splits import SplitSpec
+from cygno_assets.physics.splits import SplitSpec, check_edges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -287,6 +287,11 @@ class Settings(BaseModel):
     split_test_share: float = Field(
         0.15, ge=0, lt=1, description="Share of the training set's images to test on."
     )
+    energy_fold_edges_kev: tuple[float, ...] = Field(
+        SplitSpec().energy_fold_edges_kev,
+        description="Where the ranges of energies that are left out together end, in keV, "
+        "separated by commas.",
+    )
     training_backfill_cron: str = Field(
         "0 4 * * 1",
         description="When all training partitions are backfilled, as a cron line in UTC; by "
@@ -306,7 +311,7 @@ class Settings(BaseModel):
         "`team:name`.",
     )
 
-    @field_validator("owners", "download_hosts", mode="before")
+    @field_validator("owners", "download_hosts", "energy_fold_edges_kev", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -317,6 +322,12 @@ class Settings(BaseModel):
     @classmethod
     def _in_one_form(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(AllowedHost.parse(entry)) for entry in value)
+
+    @field_validator("energy_fold_edges_kev")
+    @classmethod
+    def _check_edges(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        check_edges(value)
+        return value
 
     @field_validator("owners")
     @classmethod
@@ -504,6 +515,7 @@ class Settings(BaseModel):
             seed=self.split_seed,
             validation_share=self.split_validation_share,
             test_share=self.split_test_share,
+            energy_fold_edges_kev=self.energy_fold_edges_kev,
         )
 
     @property
@@ -615,7 +627,8 @@ def settings_table() -> str:
         elif isinstance(default, bool):
             shown = f"`{str(default).lower()}`"
         elif isinstance(default, tuple):
-            shown = f"`{','.join(default)}`"
+            values = (f"{item:g}" if isinstance(item, float) else item for item in default)
+            shown = f"`{','.join(values)}`"
         else:
             shown = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
         rows.append(f"| `{environment_name(field)}` | {shown} | {info.description} |")

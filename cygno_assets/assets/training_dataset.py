@@ -70,7 +70,7 @@ _SPLIT_COLUMNS = (
     *(Column(split, "int", "images") for split in SPLITS),
 )
 _FOLD_COLUMNS = (
-    Column("fold", "string", "energies that are left out together"),
+    Column("fold", "string", "range of energies that are left out together"),
     Column("nuclear", "int", "images of nuclear recoils to test on"),
     Column("electronic", "int", "images of electron recoils to test on"),
 )
@@ -180,14 +180,14 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
             made_from={GROUND_TRUTH_TABLE: GROUND_TRUTH_COLUMNS},
             derived={
                 "split": (GROUND_TRUTH_TABLE, ["pixel_sha256"]),
-                "energy_fold": (GROUND_TRUTH_TABLE, ["recoil_type", "energy_kev"]),
+                "energy_fold": (GROUND_TRUTH_TABLE, ["energy_kev"]),
             },
         ),
         description="The manifest of splits: which image is for training, validation or test "
         f"({1 - split_spec.validation_share - split_spec.test_share:.0%}, "
         f"{split_spec.validation_share:.0%}, {split_spec.test_share:.0%}), by lot from its pixels "
-        f"and seed {split_spec.seed}, so that none moves when images are added; and which "
-        "energies (keV) to leave out together.",
+        f"and seed {split_spec.seed}; and which energies to leave out together "
+        f"({', '.join(split_spec.energy_folds)}). None moves when images are added.",
     )
     def training_splits(ground_truth_table: Any) -> MaterializeResult[Any]:
         from cygno_assets.training.splits import make_manifest
@@ -285,8 +285,8 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
         metadata=table(OFFENDER_COLUMNS, made_from={TRAINING_DATASET: DATASET_COLUMNS}),
         description="What is wrong with the training set: whether the energy (keV) gives the "
         "recoil type away, images with two labels or in two splits, tracks that leave the crop, "
-        "saturated (255 ADU) and empty images, and the balance of types. Each alarm is a check; "
-        "the table has a row for each image that one is about.",
+        "images that are saturated (255 ADU), empty or outside the window, and the balance of "
+        "types. Each alarm is a check; the table has a row for each image that one is about.",
     )
     def training_audit(training_archive: dict[str, Any]) -> MaterializeResult[Any]:
         from cygno_assets.training.dataset import read_dataset_rows

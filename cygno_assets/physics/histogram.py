@@ -190,7 +190,15 @@ def quantile(counts: NDArray[np.int64], share: float) -> int:
 
 
 def shares_outside(counts: NDArray[np.int64], low: float, high: float) -> tuple[float, float]:
-    """Shares, in [0, 1], of the pixels that a window clips: below `low`, and above `high` (ADU).
+    """How much of what was counted a window clips.
+
+    Args:
+        counts: int64 of shape (256,): pixels of each value.
+        low: ADU that becomes 0.
+        high: ADU that becomes 1.
+
+    Returns:
+        Shares of the pixels below low, and above high, each in [0, 1].
 
     Raises:
         ValueError: nothing was counted.

@@ -124,7 +124,19 @@ def crop_centre(pixels: NDArray[np.uint8], half_width: int) -> NDArray[np.uint8]
 
 
 def window(pixels: NDArray[np.uint8], low: float, high: float) -> NDArray[np.float32]:
-    """Windowing: (x − low) / (high − low), clipped to [0, 1]; float32, so nothing overflows."""
+    """Windowing: (x − low) / (high − low), clipped to [0, 1].
+
+    In float64 for each of the 256 values, then rounded to float32: nothing overflows, and equal
+    pixels are equal to the last bit.
+
+    Args:
+        pixels: 8-bit values in ADU, of any shape.
+        low: ADU that becomes 0.
+        high: ADU that becomes 1; above low.
+
+    Returns:
+        float32 of the same shape, in [0, 1]; at most 256 different values.
+    """
     with np.errstate(over="ignore"):  # of a window narrower than floats can divide by
         values = np.clip((np.arange(256) - low) / (high - low), 0.0, 1.0)
     table: NDArray[np.float32] = values.astype(np.float32)
@@ -149,7 +161,14 @@ def preprocess(image: Image, spec: PreprocessSpec) -> NDArray[np.float32]:
 
 
 def clipped_shares(image: Image, spec: PreprocessSpec) -> tuple[float, float]:
-    """Shares, in [0, 1], of the crop's pixels below window_low and above window_high.
+    """How much of the crop the window clips.
+
+    Args:
+        image: 8-bit, mode L, as from `decode_image`.
+        spec: crop and window.
+
+    Returns:
+        Shares of the crop's pixels below window_low, and above window_high, each in [0, 1].
 
     Raises:
         ImageError: the image is smaller than the crop.

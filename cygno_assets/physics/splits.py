@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from bisect import bisect
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from cygno_assets.physics.ground_truth import RecoilType
+    from collections.abc import Sequence
 
 Split = Literal["train", "validation", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-MIN_SHARE_OF_EACH_TYPE = 0.1
-"""Of the images of an energy fold: with fewer, its score would be that of one recoil type."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +30,21 @@ class SplitSpec:
         seed: another one divides it otherwise.
         validation_share: expected share of the images that are `validation`, in [0, 1).
         test_share: expected share of the images that are `test`, in [0, 1).
+        energy_fold_edges_kev: where one energy fold ends and the next begins, in keV, ascending;
+            an edge itself belongs to the upper one. By default each fold of the school's set has
+            an energy of nuclear and one of electron recoils: 1 and 3, 6 and 10, 20 and 30 keV.
         version: of the rule itself; raised when the same numbers would divide otherwise.
 
     Raises:
-        ValueError: shares below 0, or nothing left to train on.
+        ValueError: shares below 0, or nothing left to train on; edges that are none, not above 0,
+            not finite or not ascending.
     """
 
     seed: int = 0
     validation_share: float = 0.15
     test_share: float = 0.15
-    version: int = 1
+    energy_fold_edges_kev: tuple[float, ...] = (5.0, 15.0)
+    version: int = 2
 
     def __post_init__(self) -> None:
         if not (
@@ -53,16 +56,61 @@ class SplitSpec:
                 f"validation_share ({self.validation_share}) and test_share ({self.test_share}) "
                 "must be at least 0, and together below 1"
             )
+        check_edges(self.energy_fold_edges_kev)
 
     @cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that stand for exactly this rule."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        """Twelve hexadecimal digits that stand for exactly this rule.
+
+        5 and 5.0 are the same edge and hash alike, and so do shares.
+        """
+        numbers = asdict(self) | {
+            "validation_share": float(self.validation_share),
+            "test_share": float(self.test_share),
+            "energy_fold_edges_kev": [float(edge) for edge in self.energy_fold_edges_kev],
+        }
+        text = json.dumps(numbers, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @cached_property
+    def energy_folds(self) -> Sequence[str]:
+        """Names of the folds, energies ascending: `below 5 keV`, `5 to 15 keV`, `from 15 keV`."""
+        edges = [str(float(edge)).removesuffix(".0") for edge in self.energy_fold_edges_kev]
+        between = [f"{low} to {high} keV" for low, high in pairwise(edges)]
+        return [f"below {edges[0]} keV", *between, f"from {edges[-1]} keV"]
+
+
+def check_edges(edges_kev: Sequence[float]) -> None:
+    """Refuses what are no edges of energy folds.
+
+    Args:
+        edges_kev: in keV.
+
+    Raises:
+        ValueError: names them.
+    """
+    if not (
+        edges_kev
+        and all(0 < edge < math.inf for edge in edges_kev)
+        and all(low < high for low, high in pairwise(edges_kev))
+    ):
+        raise ValueError(
+            f"edges of energy folds {tuple(edges_kev)}: must be at least one, in keV, above 0 and "
+            "finite, each above the one before"
+        )
 
 
 def lot(pixel_sha256: str, spec: SplitSpec) -> float:
-    """An image's number in [0, 1), as if drawn by lot, from its pixels and the seed alone."""
+    """An image's number, as if drawn by lot, from its pixels and the seed alone.
+
+    Args:
+        pixel_sha256: of the decoded pixels, hexadecimal.
+        spec: of which the seed is used.
+
+    Returns:
+        A multiple of 2⁻⁴⁸ in [0, 1): the first 48 bits of the sha256 of seed and digest, which is
+        as good as uniform.
+    """
     digest = hashlib.sha256(f"{spec.seed}:{pixel_sha256}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
@@ -83,56 +131,18 @@ def split_of(pixel_sha256: str, spec: SplitSpec) -> Split:
     return "validation" if drawn < spec.test_share + spec.validation_share else "train"
 
 
-@dataclass(frozen=True)
-class EnergyFold:
-    """Energies that are left out together.
+def energy_fold_of(energy_kev: float, spec: SplitSpec) -> str:
+    """The fold that an image is left out with, by its energy alone.
 
-    Attributes:
-        energies_kev: ascending.
-        images: with these energies, by recoil type.
-    """
-
-    energies_kev: tuple[float, ...]
-    images: Mapping[RecoilType, int]
-
-    @property
-    def name(self) -> str:
-        """Its energies: `1+3 keV`."""
-        return "+".join(f"{energy:.12g}" for energy in self.energies_kev) + " keV"
-
-
-def energy_folds(population: Mapping[tuple[RecoilType, float], int]) -> Sequence[EnergyFold]:
-    """Leave-energy-out: each fold is judged by a model that has not seen its energies.
-
-    Where the energy gives the label away, a single energy left out would be images of one recoil
-    type. So neighbouring energies are put together, from the lowest up, until each type has at
-    least MIN_SHARE_OF_EACH_TYPE of the fold's images; what is left over belongs to the last fold.
-    Where each energy has both types, each is a fold of its own.
+    Leave-energy-out: each fold is judged by a model that has not seen its energies. Where the
+    energy gives the label away, a single energy would be images of one recoil type, and so a fold
+    is a range of energies; its edges are fixed, so that adding images moves none.
 
     Args:
-        population: images by recoil type and energy in keV.
+        energy_kev: in keV.
+        spec: with the edges.
 
     Returns:
-        The folds, energies ascending; every energy is in exactly one. A set of one recoil type
-        gives a single fold.
+        One of `spec.energy_folds`.
     """
-    folds: list[EnergyFold] = []
-    gathered = EnergyFold((), {"nuclear": 0, "electronic": 0})
-    present = {energy for (_, energy), images in population.items() if images}
-    for energy in sorted(present):
-        gathered = EnergyFold(
-            (*gathered.energies_kev, energy),
-            {
-                recoil_type: images + population.get((recoil_type, energy), 0)
-                for recoil_type, images in gathered.images.items()
-            },
-        )
-        counts = gathered.images.values()
-        if min(counts) >= MIN_SHARE_OF_EACH_TYPE * sum(counts):
-            folds.append(gathered)
-            gathered = EnergyFold((), {"nuclear": 0, "electronic": 0})
-    if not gathered.energies_kev:
-        return folds
-    last = folds.pop() if folds else EnergyFold((), {"nuclear": 0, "electronic": 0})
-    together = {kind: last.images[kind] + images for kind, images in gathered.images.items()}
-    return [*folds, EnergyFold(last.energies_kev + gathered.energies_kev, together)]
+    return spec.energy_folds[bisect(spec.energy_fold_edges_kev, energy_kev)]

@@ -23,7 +23,9 @@ BRIGHT_SD = 6.0
 """How far above the others a square is bright, in standard deviations of the squares' means."""
 FULL_SCALE_ADU = 255
 """A pixel of this value may have been brighter: the largest that 8 bits hold."""
-_SD_OF_MAD = 1.4826  # of a normal distribution
+_SD_OF_MAD = 1.4826
+"""Standard deviation of a normal distribution by its median absolute deviation: 1 / Φ⁻¹(3/4)
+(P. J. Rousseeuw and C. Croux, J. Am. Stat. Assoc. 88 (1993) 1273)."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the numbers).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ ROWS_AT_ONCE = 100
 _HF_ARRAY = "datasets.features.features.Array2DExtensionType"
 _HF_VALUES = {"int32": "int32", "int64": "int64", "double": "float64", "bool": "bool"}
 _ATTRS = b"PANDAS_ATTRS"  # where pandas keeps a table's attrs in Parquet
+_SUM = b"sha256"  # of the schema: Parquet has sums of its pages, and none of its footer
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,18 +76,36 @@ def write_tensor_tables(tables: Iterable[TensorTable], file: Path | IO[bytes]) -
     """Writes one file of several tables, one after the other: one is in memory at a time.
 
     Args:
-        tables: at least one, of the same columns and side, each a row group: ROWS_AT_ONCE rows are
-            a good size. The first one's dtypes and `attrs` are the file's.
+        tables: at least one, of the same columns, side and `attrs`, each a row group: ROWS_AT_ONCE
+            rows are a good size. The first one's dtypes are the file's.
         file: to write.
+
+    Raises:
+        ValueError: a table has other columns, another side or other `attrs` than the first.
     """
     import pyarrow.parquet as pq
 
     parts = iter(tables)
     first = next(parts)
-    schema = _schema(first.rows, first.tensors.shape[1])
+    schema, expected = _schema(first.rows, first.tensors.shape[1]), _alike(first)
     with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-        for part in chain([first], parts):
+        for number, part in enumerate(chain([first], parts), 1):
+            for what, found in _alike(part).items():
+                if found != expected[what]:
+                    raise ValueError(
+                        f"tables of one file must be alike: {what} of the first is "
+                        f"{expected[what]}, of number {number} {found}"
+                    )
             writer.write_table(_arrow(part.rows, part.tensors, schema))
+
+
+def _alike(table: TensorTable) -> dict[str, object]:
+    """What all tables of one file have in common."""
+    return {
+        "columns": list(table.rows.columns),
+        "side": table.tensors.shape[1],
+        "attrs": dict(table.rows.attrs),
+    }
 
 
 def read_tensor_table(file: Path | IO[bytes]) -> TensorTable:
@@ -157,10 +177,13 @@ def _opened(file: Path | IO[bytes]) -> Iterator[pq.ParquetFile]:
                 parquet.schema_arrow.metadata or {}
             ):
                 raise ValueError("a Parquet file, but no table of tensors")
+            found = parquet.schema_arrow
+            if found.metadata.get(_SUM, _sum_of(found)) != _sum_of(found):
+                raise ValueError("damaged table: its metadata are not as they were written")
             yield parquet
     except FileNotFoundError:
         raise
-    except (pa.ArrowInvalid, OSError) as error:  # the latter of damaged pages
+    except (pa.ArrowException, OSError) as error:  # the latter of damaged pages
         raise ValueError(f"damaged table: {error}") from None
     except (LookupError, TypeError, AttributeError) as error:  # of the footer, which has no sum
         raise ValueError(f"damaged table: {error!r} in its metadata") from None
@@ -188,13 +211,20 @@ def _schema(rows: pd.DataFrame, side: int) -> pa.Schema:
             "ARROW:extension:metadata": json.dumps([[side, side], "float32"]),
         },
     )
-    return pa.schema(
-        [*fields, tensor],
-        metadata={
-            b"huggingface": json.dumps({"info": {"features": features}}).encode(),
-            _ATTRS: json.dumps(rows.attrs).encode(),
-        },
-    )
+    metadata = {
+        b"huggingface": json.dumps({"info": {"features": features}}).encode(),
+        _ATTRS: json.dumps(rows.attrs).encode(),
+    }
+    schema = pa.schema([*fields, tensor], metadata=metadata)
+    return schema.with_metadata({**metadata, _SUM: _sum_of(schema)})
+
+
+def _sum_of(schema: pa.Schema) -> bytes:
+    """sha256, hexadecimal, of its columns and metadata, itself not among them."""
+    # The tensors' type is another where `datasets` is imported; it is in the metadata.
+    columns = [(field.name, field.name != TENSOR_COLUMN and str(field.type)) for field in schema]
+    metadata = sorted(item for item in schema.metadata.items() if item[0] != _SUM)
+    return hashlib.sha256(repr((columns, metadata)).encode()).hexdigest().encode()
 
 
 def _hf_value(kind: pa.DataType) -> str:

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Literal
 
 from cygno_assets.physics.splits import SPLITS
 from cygno_assets.storage.tables import table_of
-from cygno_assets.training.tables import OFFENDER_COLUMNS, population
+from cygno_assets.training.tables import OFFENDER_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
 
-    from cygno_assets.physics.ground_truth import RecoilType
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Of the alarms: raised when the same rows would raise others."""
 
 Severity = Literal["ERROR", "WARN"]
@@ -30,8 +29,10 @@ MAX_GAIN_BY_ENERGY = 0.1
 """Of balanced accuracy: how much better than guessing the energy may tell the recoil type."""
 MAX_SHARE_OF_IMAGES = 0.01
 """One image in a hundred: what a model can bear of odd ones."""
+MAX_CLIPPED_SHARE = 0.5
+"""Of an image's crop, on one side of the window: with more, most of what a model sees is 0 or 1."""
 MIN_RATIO_OF_TYPES = 0.5
-"""The rarer recoil type has at least half the images of the other."""
+"""Of a split or an energy fold: of images of the rarer recoil type to those of the other."""
 
 
 @dataclass(frozen=True)
@@ -93,32 +94,31 @@ def offenders_table(rows: pd.DataFrame, found: Sequence[tuple[Alarm, Finding]]) 
 def accuracy_by_energy(rows: pd.DataFrame) -> float:
     """How often the recoil type is told right by the energy alone; 0.5 is guessing.
 
-    Each image's type is guessed as the one that is more frequent, as a share of its type, among the
-    *other* images of its energy; a tie, or no other image, counts half. So an energy that occurs
-    once tells nothing.
+    Of an energy that tells something, one guesses the type with the larger share of its own images
+    there. That is the best there is, with a balanced accuracy of (1 + V) / 2, where V is half the
+    sum over all energies of the difference of both shares (their total variation). An energy tells
+    nothing if the type would not be ahead with one image less: neither one that occurs once, nor
+    one where both types are as frequent but for chance's last image.
+
+    It is what this set's own energies tell of itself: where each has but a few images, chance alone
+    makes it larger than 0.5.
+
+    Args:
+        rows: an image each, with `recoil_type` and `energy_kev` (keV).
 
     Returns:
-        Balanced accuracy, in [0, 1]: the mean of the two types' shares, so that a rare type counts
-        as much as a common one. Of a set of one type, 0.5.
+        Balanced accuracy, in [0.5, 1]: the mean of the two types' shares told right, so that a rare
+        type counts as much as a common one. Of a set of one type, 0.5.
     """
-    images = population(rows)
-    of_type = {kind: sum(n for (k, _), n in images.items() if k == kind) for kind, _ in images}
-    if len(of_type) < 2:
+    counts = rows.groupby(["energy_kev", "recoil_type"]).size().unstack(fill_value=0)
+    if counts.shape[1] < 2:
         return 0.5
-
-    def right(kind: RecoilType, energy: float) -> float:
-        share = {
-            other: (images.get((other, energy), 0) - (other == kind)) / max(of_type[other], 1)
-            for other in of_type
-        }
-        own = share.pop(kind)
-        [other] = share.values()
-        return 1.0 if own > other else 0.5 if own == other else 0.0
-
-    told = dict.fromkeys(of_type, 0.0)
-    for (kind, energy), count in images.items():
-        told[kind] += count * right(kind, energy) / of_type[kind]
-    return sum(told.values()) / len(told)
+    one, other = (counts[kind] for kind in counts)
+    ones, others = one.sum(), other.sum()
+    # In whole numbers, so that a tie is one.
+    tells = ((one - 1) * others > other * ones) | ((other - 1) * ones > one * others)
+    difference = (one / ones - other / others).abs()
+    return 0.5 + float(difference[tells].sum()) / 4
 
 
 def _energy(rows: pd.DataFrame) -> Finding:
@@ -174,11 +174,14 @@ def _share(
 
 
 def _balance(rows: pd.DataFrame) -> Finding:
+    """The types' ratio in each split, and in each energy fold that has images."""
+    folds = rows.sort_values("energy_kev")["energy_fold"].unique()
+    parts = [("split", split) for split in SPLITS] + [("energy_fold", fold) for fold in folds]
     said, worst = [], 1.0
-    for split in SPLITS:
-        kinds = rows[rows["split"] == split]["recoil_type"]
+    for column, part in parts:
+        kinds = rows[rows[column] == part]["recoil_type"]
         nuclear, electronic = int((kinds == "nuclear").sum()), int((kinds == "electronic").sum())
-        said.append(f"{split} {nuclear} nuclear and {electronic} electronic")
+        said.append(f"{part} {nuclear} nuclear and {electronic} electronic")
         if len(kinds):
             worst = min(worst, min(nuclear, electronic) / max(nuclear, electronic))
     return Finding(worst >= MIN_RATIO_OF_TYPES, "; ".join(said))
@@ -229,6 +232,22 @@ ALARMS: tuple[Alarm, ...] = (
         ),
     ),
     Alarm(
+        "window_fits_every_image",
+        "WARN",
+        f"At most {MAX_CLIPPED_SHARE:.0%} of the crop's pixels lie on one side of the window, but "
+        f"for {MAX_SHARE_OF_IMAGES:.0%} of the images. Of the others a model sees little but 0 or "
+        "1: another pedestal, or no image of this camera.",
+        _share(
+            "lie mostly outside the window",
+            lambda rows: (
+                (rows["clipped_low_share"] > MAX_CLIPPED_SHARE)
+                | (rows["clipped_high_share"] > MAX_CLIPPED_SHARE)
+            ),
+            "{clipped_low_share:.0%} of the crop's pixels below the window, "
+            "{clipped_high_share:.0%} above",
+        ),
+    ),
+    Alarm(
         "every_image_shows_a_track",
         "WARN",
         "Something in the crop stands out from the noise, but for "
@@ -242,7 +261,8 @@ ALARMS: tuple[Alarm, ...] = (
     Alarm(
         "both_types_are_there",
         "WARN",
-        "In each split the rarer recoil type has at least half the images of the other.",
+        "In each split, and in each range of energies that is left out together, the rarer recoil "
+        "type has at least half the images of the other.",
         _balance,
     ),
 )

@@ -81,7 +81,7 @@ class TrainingSet:
 
     @property
     def energy_folds(self) -> Sequence[str]:
-        """Names of the folds for `leave_energy_out`, energies ascending."""
+        """Names of the folds that have images, for `leave_energy_out`; energies ascending."""
         first = self.rows.sort_values("energy_kev")["energy_fold"]
         return list(dict.fromkeys(first))
 
@@ -98,11 +98,19 @@ class TrainingSet:
     def leave_energy_out(self, fold: str) -> tuple[TrainingSet, TrainingSet]:
         """The images to train on, and those of the fold's energies to test on.
 
+        Args:
+            fold: one of `energy_folds`.
+
         Raises:
-            ValueError: there is no such fold.
+            ValueError: no image is in this fold, or all are, which leaves none to train on.
         """
-        if fold not in self.energy_folds:
-            raise ValueError(f"fold = {fold!r}: must be one of {', '.join(self.energy_folds)}")
+        folds = self.energy_folds
+        if fold not in folds:
+            raise ValueError(
+                f"fold = {fold!r}: nothing to test on; images are in {', '.join(folds) or 'none'}"
+            )
+        if len(folds) == 1:
+            raise ValueError(f"fold = {fold!r}: all images are in it, nothing is left to train on")
         left_out = np.asarray(self.rows["energy_fold"] == fold)
         return self.where(~left_out), self.where(left_out)
 

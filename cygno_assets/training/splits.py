@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cygno_assets.physics.splits import SPLITS, SplitSpec, energy_folds, lot, split_of
+from cygno_assets.physics.ground_truth import RECOIL_TYPES
+from cygno_assets.physics.splits import SPLITS, SplitSpec, energy_fold_of, lot, split_of
 from cygno_assets.storage.tables import row_dicts
-from cygno_assets.training.tables import population
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,12 +24,11 @@ def make_manifest(ground_truth: pd.DataFrame, spec: SplitSpec) -> dict[str, Any]
 
     Returns:
         As plain values: `hash` (twelve hexadecimal digits, of everything below), `rule` (the
-        SplitSpec), `energy_folds`, and `images`: path, pixel_sha256, recoil_type, energy_kev,
-        split and energy_fold of each. Splits come one after the other; within one, the order is
-        as if shuffled, and the same whenever it is made.
+        SplitSpec), `energy_folds` (name and images by recoil type of each, also of one without
+        images), and `images`: path, pixel_sha256, recoil_type, energy_kev, split and energy_fold
+        of each. Splits come one after the other; within one, the order is as if shuffled, and the
+        same whenever it is made.
     """
-    folds = energy_folds(population(ground_truth))
-    fold_of = {energy: fold.name for fold in folds for energy in fold.energies_kev}
     images = [
         {
             "path": row["path"],
@@ -36,7 +36,7 @@ def make_manifest(ground_truth: pd.DataFrame, spec: SplitSpec) -> dict[str, Any]
             "recoil_type": row["recoil_type"],
             "energy_kev": row["energy_kev"],
             "split": split_of(row["pixel_sha256"], spec),
-            "energy_fold": fold_of[row["energy_kev"]],
+            "energy_fold": energy_fold_of(row["energy_kev"], spec),
         }
         for row in row_dicts(ground_truth)
     ]
@@ -47,15 +47,16 @@ def make_manifest(ground_truth: pd.DataFrame, spec: SplitSpec) -> dict[str, Any]
             image["path"],
         )
     )
+    counts = Counter((image["energy_fold"], image["recoil_type"]) for image in images)
     digest = hashlib.sha256(f"{spec.hash}\n".encode())
     for image in images:
         digest.update("\t".join(str(value) for value in image.values()).encode() + b"\n")
     return {
         "hash": digest.hexdigest()[:12],
-        "rule": asdict(spec),
+        "rule": {**asdict(spec), "energy_fold_edges_kev": list(spec.energy_fold_edges_kev)},
         "energy_folds": [
-            {"name": fold.name, "energies_kev": list(fold.energies_kev), "images": fold.images}
-            for fold in folds
+            {"name": fold, "images": {kind: counts[fold, kind] for kind in RECOIL_TYPES.values()}}
+            for fold in spec.energy_folds
         ],
         "images": images,
     }

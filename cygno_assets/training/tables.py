@@ -49,7 +49,7 @@ TENSOR_COLUMNS = (
     Column("saturated_px", "int32", "pixels of 255 ADU in the whole image"),
 )
 _SPLIT = Column("split", "str", "`train`, `validation` or `test`, by lot from the pixels")
-_ENERGY_FOLD = Column("energy_fold", "str", "energies to leave out together, to test on")
+_ENERGY_FOLD = Column("energy_fold", "str", "range of energies to leave out together, to test on")
 MANIFEST_COLUMNS = (_PATH, _PIXELS, _RECOIL_TYPE, _ENERGY, _SPLIT, _ENERGY_FOLD)
 DATASET_COLUMNS = (*TENSOR_COLUMNS, _SPLIT, _ENERGY_FOLD)
 OFFENDER_COLUMNS = (

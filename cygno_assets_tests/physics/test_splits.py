@@ -10,24 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cygno_assets.daq.simulator.training_set import POPULATION
-from cygno_assets.physics.ground_truth import RECOIL_TYPES
-from cygno_assets.physics.splits import (
-    MIN_SHARE_OF_EACH_TYPE,
-    SPLITS,
-    SplitSpec,
-    energy_folds,
-    lot,
-    split_of,
-)
+from cygno_assets.physics.splits import SPLITS, SplitSpec, energy_fold_of, lot, split_of
 
 DIGESTS = [hashlib.sha256(f"{n}".encode()).hexdigest() for n in range(5000)]
 digests = st.sampled_from(DIGESTS)
 shares = st.floats(0, 0.49)
-populations = st.dictionaries(
-    st.tuples(
-        st.sampled_from(sorted(RECOIL_TYPES.values())), st.sampled_from([0.5, 1, 3, 6, 10, 20, 30])
-    ),
-    st.integers(0, 200),
+edges = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=5, unique=True).map(
+    lambda some: tuple(sorted(some))
 )
 
 
@@ -72,25 +61,48 @@ def test_shares_that_leave_nothing_to_train_on_are_refused(shares: tuple[float, 
         SplitSpec(0, *shares)
 
 
-@given(populations)
-def test_every_energy_is_left_out_once(population: dict) -> None:
-    folds = energy_folds(population)
-    energies = [energy for fold in folds for energy in fold.energies_kev]
-    assert energies == sorted({energy for (_, energy), images in population.items() if images})
-    for fold in folds:
-        for recoil_type, images in fold.images.items():
-            assert images == sum(population.get((recoil_type, e), 0) for e in fold.energies_kev)
-    if len(folds) > 1:
-        # What is left over at the end goes to the last one, which alone may so be one-sided.
-        for fold in folds[:-1]:
-            counts = fold.images.values()
-            assert min(counts) >= MIN_SHARE_OF_EACH_TYPE * sum(counts)
+@pytest.mark.parametrize(
+    "wrong",
+    [(), (0.0, 5.0), (-1.0,), (5.0, 5.0), (15.0, 5.0), (float("nan"),), (5.0, float("inf"))],
+)
+def test_edges_that_are_none_are_refused(wrong: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"edges of energy folds .*each above the one before"):
+        SplitSpec(energy_fold_edges_kev=wrong)
 
 
-def test_where_the_energy_gives_the_label_away_neighbours_are_left_out_together() -> None:
-    assert [fold.name for fold in energy_folds(POPULATION)] == ["1+3 keV", "6+10 keV", "20+30 keV"]
+@given(st.floats(1e-6, 1e6), edges)
+def test_every_energy_is_in_the_fold_that_its_edges_say(energy: float, some: tuple) -> None:
+    spec = SplitSpec(energy_fold_edges_kev=some)
+    fold = energy_fold_of(energy, spec)
+    assert len(set(spec.energy_folds)) == len(some) + 1
+    match fold.removesuffix(" keV").split():
+        case ["below", high]:
+            assert (energy < float(high), float(high)) == (True, some[0])
+        case [low, "to", high]:
+            assert float(low) <= energy < float(high)
+            assert {float(low), float(high)} <= set(some)
+        case ["from", low]:
+            assert (energy >= float(low), float(low)) == (True, some[-1])
+        case _:
+            pytest.fail(fold)
 
 
-def test_where_it_does_not_each_energy_is_left_out_by_itself() -> None:
-    population = {(kind, e): 50 for kind in RECOIL_TYPES.values() for e in (1.0, 0.5, 6.0)}
-    assert [fold.name for fold in energy_folds(population)] == ["0.5 keV", "1 keV", "6 keV"]
+def test_each_fold_of_the_standard_set_has_an_energy_of_each_type() -> None:
+    spec = SplitSpec()
+    assert {energy: energy_fold_of(energy, spec) for _, energy in POPULATION} == {
+        1.0: "below 5 keV",
+        3.0: "below 5 keV",
+        6.0: "5 to 15 keV",
+        10.0: "5 to 15 keV",
+        20.0: "from 15 keV",
+        30.0: "from 15 keV",
+    }
+    assert [energy_fold_of(energy, spec) for energy in (0.05, 4.999, 5, 14.999, 15)] == [
+        *("below 5 keV", "below 5 keV", "5 to 15 keV", "5 to 15 keV", "from 15 keV")
+    ]
+    assert SplitSpec(energy_fold_edges_kev=(0.5,)).energy_folds == ["below 0.5 keV", "from 0.5 keV"]
+
+
+def test_other_edges_are_another_rule_and_whole_numbers_are_not() -> None:
+    assert SplitSpec(energy_fold_edges_kev=(5, 15)).hash == SplitSpec().hash
+    assert SplitSpec(energy_fold_edges_kev=(5,)).hash != SplitSpec().hash

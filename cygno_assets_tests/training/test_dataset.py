@@ -116,15 +116,20 @@ def test_labels_energies_splits_and_folds_choose_by_row(root: UPath) -> None:
         assert part.tensors[:, 0, 0].tolist() == [
             np.float32(value(path)) for path in part.rows["path"]
         ]
-    assert found.energy_folds == ["1+3 keV", "6+10 keV"]
-    train, test = found.leave_energy_out("6+10 keV")
+    assert found.energy_folds == ["below 5 keV", "5 to 15 keV"]
+    train, test = found.leave_energy_out("5 to 15 keV")
     assert set(train.energies_kev) == {1.0, 3.0}
     assert set(test.energies_kev) == {6.0, 10.0}
     assert len(train.tensors) == len(train) == len(test) == 40
     with pytest.raises(ValueError, match="split = 'dev': must be one of train, validation, test"):
         found.split("dev")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="fold = '7 keV': must be one of 1"):
+    with pytest.raises(ValueError, match="fold = '7 keV': nothing to test on; images are in bel"):
         found.leave_energy_out("7 keV")
+    with pytest.raises(ValueError, match="fold = '5 to 15 keV': all images are in it, nothing is"):
+        test.leave_energy_out("5 to 15 keV")
+    nothing = found.where(np.zeros(len(found), bool))
+    with pytest.raises(ValueError, match=r"fold = '5 to 15 keV': nothing to test on; .* in none"):
+        nothing.leave_energy_out("5 to 15 keV")
 
 
 def test_locally_tensors_are_mapped_and_nobody_can_write_into_them(tmp_path: Path) -> None:
@@ -132,7 +137,7 @@ def test_locally_tensors_are_mapped_and_nobody_can_write_into_them(tmp_path: Pat
     assert isinstance(found.tensors, np.memmap)
     train = found.split("train")
     assert np.shares_memory(train.tensors, found.tensors)
-    for tensors in (found.tensors, train.tensors, found.leave_energy_out("1+3 keV")[0].tensors):
+    for tensors in (found.tensors, train.tensors, found.leave_energy_out("below 5 keV")[0].tensors):
         with pytest.raises(ValueError, match="read-only"):
             tensors[0] = 1
 

@@ -30,8 +30,9 @@ def ground_truth(copies: int = 1) -> pd.DataFrame:
     return table_of(GROUND_TRUTH_COLUMNS, rows)
 
 
-def splits(manifest: dict) -> dict[str, str]:
-    return {image["path"]: image["split"] for image in manifest["images"]}
+def splits(manifest: dict) -> dict[str, tuple[str, str]]:
+    """Split and energy fold by path."""
+    return {image["path"]: (image["split"], image["energy_fold"]) for image in manifest["images"]}
 
 
 def test_every_image_is_there_once_and_splits_lie_together() -> None:
@@ -59,11 +60,18 @@ def test_the_order_of_the_table_does_not_matter(random) -> None:
     assert make_manifest(shuffled, SPEC) == make_manifest(table, SPEC)
 
 
-@given(st.sets(st.integers(0, 611), min_size=1))
-def test_adding_images_moves_none(some: set[int]) -> None:
+@given(
+    st.sets(st.integers(0, 611), min_size=1),
+    st.dictionaries(st.integers(0, 611), st.floats(0.01, 100), max_size=50),
+)
+def test_adding_images_moves_none(some: set[int], at_other_energies: dict[int, float]) -> None:
+    """Into cells that are there, and at energies of their own."""
     table = ground_truth()
-    fewer = splits(make_manifest(table.iloc[sorted(some)], SPEC))
-    assert fewer.items() <= splits(make_manifest(table, SPEC)).items()
+    table = table[~table.index.isin(at_other_energies.keys() - some)]
+    more = ground_truth().loc[list(at_other_energies)].assign(energy_kev=at_other_energies.values())
+    more["path"] += " again"
+    fewer = splits(make_manifest(table.loc[sorted(some)], SPEC))
+    assert fewer.items() <= splits(make_manifest(pd.concat([table, more]), SPEC)).items()
 
 
 def test_each_large_cell_is_divided_by_the_shares() -> None:
@@ -92,21 +100,23 @@ def test_the_hash_stands_for_all_of_it() -> None:
     other_label.loc[0, "recoil_type"] = "electronic"
     others = [
         make_manifest(table, SplitSpec(seed=1)),
+        make_manifest(table, SplitSpec(energy_fold_edges_kev=(5.0, 15.0, 100.0))),
         make_manifest(table.iloc[1:], SPEC),
         make_manifest(other_pixels, SPEC),
         make_manifest(other_label, SPEC),
     ]
-    assert len({first, *(other["hash"] for other in others)}) == 5
+    assert len({first, *(other["hash"] for other in others)}) == 6
 
 
-def test_images_of_a_fold_have_its_energies() -> None:
+def test_folds_are_counted_by_type() -> None:
     manifest = make_manifest(ground_truth(), SPEC)
-    folds = {fold["name"]: fold for fold in manifest["energy_folds"]}
-    for image in manifest["images"]:
-        assert image["energy_kev"] in folds[image["energy_fold"]]["energies_kev"]
-    assert sum(sum(fold["images"].values()) for fold in folds.values()) == 612
+    counts = {"nuclear": 102, "electronic": 102}
+    assert manifest["energy_folds"] == [
+        {"name": name, "images": counts} for name in ("below 5 keV", "5 to 15 keV", "from 15 keV")
+    ]
 
 
 def test_of_nothing_there_is_an_empty_manifest() -> None:
     manifest = make_manifest(ground_truth().iloc[:0], SPEC)
-    assert (manifest["images"], manifest["energy_folds"]) == ([], [])
+    assert manifest["images"] == []
+    assert {sum(fold["images"].values()) for fold in manifest["energy_folds"]} == {0}

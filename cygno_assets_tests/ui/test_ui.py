@@ -359,7 +359,7 @@ def test_the_audit_says_what_is_wrong_with_the_training_set(
     page.goto(f"{ui.url}/assets/training_audit")
     page.get_by_text("Hide navigation").click()
     alarms = page.locator("table").filter(has=page.get_by_text("severity", exact=True)).last
-    expect(alarms.locator("tr")).to_have_count(1 + 7)
+    expect(alarms.locator("tr")).to_have_count(1 + 8)
     energy = alarms.locator("tr").filter(has=page.get_by_text("energy_does_not_tell_the_type"))
     expect(energy.get_by_text("the energy alone tells the recoil type of 98.0%")).to_be_visible()
 

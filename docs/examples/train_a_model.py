@@ -48,7 +48,7 @@ def main() -> None:
         train, test = everything.leave_energy_out(fold)
         model.fit(features(train.tensors), train.labels)
         score = model.score(features(test.tensors), test.labels)
-        print(f"  {fold:>9}: {score:.0%} of {len(test)}")
+        print(f"  {fold:>11}: {score:.0%} of {len(test)}")
     print(
         "Guessing tells half of them right. Far less than of the test split: energies were learned."
     )
