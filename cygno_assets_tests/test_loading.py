@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+from upath import UPath
 
 from cygno_assets import load_events
 from cygno_assets.physics.histogram import counts_from_text, counts_to_text, pixel_counts
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from upath import UPath
 
 DAY = date(2024, 11, 27)
 TEXT = (CHECKOUT / "docs" / "events.md").read_text()
@@ -233,3 +233,23 @@ def test_the_documented_two_lines_load_a_training_set() -> None:
 @pytest.mark.parametrize("package", ["torch", "keras"])
 def test_the_examples_of_packages_that_are_not_here_are_python(package: str) -> None:
     compile(block("python", f"import {package}", TRAINING), package, "exec")
+
+
+@pytest.mark.usefixtures("catalogue")
+def test_no_dagster_is_needed(tmp_path: Path) -> None:
+    put_dataset(UPath(tmp_path / "set"), "5bec00000000", np.zeros((12, 4, 4), np.float32))
+    code = """
+import importlib, pkgutil, sys
+import cygno_assets.physics, cygno_assets.training
+imported = []
+for package in (cygno_assets.physics, cygno_assets.training):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        imported.append(importlib.import_module(module.name).__name__)
+assert {"cygno_assets.physics.images", "cygno_assets.training.fetch"} <= set(imported), imported
+from cygno_assets import load_events, load_training
+assert len(load_events(data=".cygno/data")) == 8
+assert len(load_training("train", data="set")) > 0
+dagster = [name for name in sys.modules if name.partition(".")[0].startswith("dagster")]
+assert not dagster, dagster[:3]
+"""
+    in_a_process_of_its_own(code, tmp_path)
