@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from cygno_assets.storage import event_tables
 from cygno_assets.storage.event_tables import (
     EVENT_COLUMNS,
     Row,
@@ -185,14 +184,3 @@ def test_wherever_they_are_kept(root: UPath) -> None:
     found = find_event(root, f"cygno-{1:032x}")
     assert found is not None
     assert found["run_id"] == "run-1"
-
-
-def test_no_dagster_is_needed() -> None:
-    import subprocess
-    import sys
-
-    code = f"import sys, {event_tables.__name__}, cygno_assets.loading; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    ).stdout.split()
-    assert "dagster" not in loaded

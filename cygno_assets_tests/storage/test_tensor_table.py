@@ -123,7 +123,8 @@ file, expected = {str(tmp_path / "t.parquet")!r}, np.load({str(tmp_path / "expec
 found = load_dataset("parquet", data_files=file, split="train", cache_dir={str(tmp_path / "c")!r})
 tensor = found.features["tensor"]
 assert (tensor.shape, tensor.dtype) == ((128, 128), "float32"), tensor
-values = np.asarray(found.with_format("numpy")["tensor"])
+values = found.with_format("numpy")["tensor"][:]
+assert values.shape == (3, 128, 128), values.shape
 assert values.dtype == np.float32 and np.array_equal(values, expected)
 assert found["path"][:] == ["0.png", "1.png", "2.png"]
 assert found.features["energy_kev"].dtype == "float64"

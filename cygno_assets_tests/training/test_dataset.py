@@ -233,23 +233,24 @@ def test_an_array_that_does_not_fit_its_table_is_told(tmp_path: Path) -> None:
             read_dataset(root)
 
 
-def test_one_cell_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_cell_at_a_time_is_in_memory(tmp_path: Path) -> None:
     import gc
     import weakref
 
-    alive: list[weakref.ref] = []
-    most = 0
+    given: list[weakref.ref] = []
+    alive: list[int] = []
 
     def one_by_one():
-        nonlocal most
         for number in range(4):
             gc.collect()
-            most = max(most, sum(ref() is not None for ref in alive))
+            alive.append(sum(ref() is not None for ref in given))
             table = cells()[number]
-            alive.append(weakref.ref(table))
+            # Of the arrays too: a table that is gone may have left its tensors with somebody.
+            given.extend(weakref.ref(part) for part in (table, table.rows, table.tensors))
             yield table
             del table
 
     root = data_root(load_settings({"home": tmp_path}))
     write_dataset(root, manifest_of(cells()), one_by_one(), SPEC, SIDE)
-    assert most <= 1
+    # That of the loop, which is let go as it takes the next.
+    assert alive == [0, 3, 3, 3]
