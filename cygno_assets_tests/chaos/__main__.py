@@ -33,7 +33,7 @@ def suffer(world: World, fault: Fault) -> Account:
     """Announces events, breaks something in the middle, and waits until all is settled."""
     world.begin()
     world.announce(fault.events, *fault.options)
-    world.wait_for("events arrive", lambda: len(world.heard()) >= UNDER_WAY, 120)
+    world.wait_for("events arrive", lambda: len(world.heard()) >= UNDER_WAY, 300)
     fault.does(world)
     over, before = time.monotonic(), world.heard().keys()
     if fault.loaded and not world.announcing():
