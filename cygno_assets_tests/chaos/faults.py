@@ -479,12 +479,12 @@ def _disks() -> list[Fault]:
 def _answers() -> list[Fault]:
     long, brief = events_for(_OUTAGE_S), events_for(_SHORT_S)
     answers = (
-        ("500", _status(500), _OUTAGE_S, True),
-        ("403 for 3 s", _status(403), _SHORT_S, False),
-        ("404 for 3 s", _status(404), _SHORT_S, False),
-        ("wrong bytes for 3 s", _wrong, _SHORT_S, False),
-        ("slow", _slowly, _OUTAGE_S, False),
-        ("truncated", _truncated, _OUTAGE_S, False),
+        ("500", _status(500), _OUTAGE_S),
+        ("403 for 3 s", _status(403), _SHORT_S),
+        ("404 for 3 s", _status(404), _SHORT_S),
+        ("wrong bytes for 3 s", _wrong, _SHORT_S),
+        ("slow", _slowly, _OUTAGE_S),
+        ("truncated", _truncated, _OUTAGE_S),
     )
     for_ever = (("403", _status(403), "forbidden"), ("wrong bytes", _wrong, "wrong_content"))
     return [
@@ -492,10 +492,9 @@ def _answers() -> list[Fault]:
             Fault(
                 f"object store: {name}",
                 _answering(answer, seconds),
-                short=short,
                 events=long if seconds == _OUTAGE_S else brief,
             )
-            for name, answer, seconds, short in answers
+            for name, answer, seconds in answers
         ),
         *(
             Fault(
@@ -522,7 +521,7 @@ def _answers() -> list[Fault]:
 
 def _announcements() -> list[Fault]:
     return [
-        Fault("each announced four times", _again, short=True, loaded=False),
+        Fault("each announced four times", _again, loaded=False),
         Fault("all announced anew", _again_with_a_new_url, loaded=False),
         Fault(
             "announced anew while runs fail",
