@@ -23,8 +23,8 @@ class Expected:
         fails: the kind on which events must fail, at least one, and none that was not hit; on
             any other none may.
         fails_all: each event that was hit must.
-        lost_before_us: how many events at the most the DAQ or its NATS server, killed, may take
-            with them: a core NATS server keeps nothing.
+        lost_before_us: how many events at the most the DAQ or a server of its may take with them:
+            a core NATS server keeps nothing, and an image that cannot be stored is not announced.
     """
 
     hits: bool = True

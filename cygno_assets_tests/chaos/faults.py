@@ -426,7 +426,7 @@ def _daq_nats(world: World) -> Service:
 
 
 _ON_THE_WAY = Expected(lost_before_us=10)
-"""What the DAQ, or its NATS server, was just sending as it was killed, nobody else ever had."""
+"""What the DAQ was just storing or sending, as it or a server of its was away, nobody else had."""
 
 
 def _kills() -> list[Fault]:
@@ -443,7 +443,7 @@ def _kills() -> list[Fault]:
         ),
         Fault("kill -9 a recorder", _kill(_recorder), short=True),
         Fault("kill -9 inbox", _kill(_own("inbox")), short=True),
-        Fault("kill -9 object store", _kill(_object_store)),
+        Fault("kill -9 object store", _kill(_object_store), _ON_THE_WAY),
         Fault("kill -9 DAQ's NATS", _kill(_daq_nats), _ON_THE_WAY),
         Fault("kill -9 DAQ", _kill_the_daq, _ON_THE_WAY),
     ]
@@ -451,7 +451,12 @@ def _kills() -> list[Fault]:
 
 def _stops() -> list[Fault]:
     return [
-        Fault(f"stop {name} 30 s", does, events=events_for(_STILL_S))
+        Fault(
+            f"stop {name} 30 s",
+            does,
+            _ON_THE_WAY if name == "object store" else _PASSES,
+            events=events_for(_STILL_S),
+        )
         for name, does in (
             ("daemon", _stop(_own("daemon"))),
             ("web UI", _stop(_own("web UI"))),
