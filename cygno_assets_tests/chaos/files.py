@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +14,7 @@ from cygno_assets.daq.download import content_md5
 from cygno_assets.physics.images import decode_image, preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Mapping, Set
 
     from cygno_assets.physics.spec import PreprocessSpec
 
@@ -77,16 +79,23 @@ def secrets_in(home: Path, secrets: Mapping[str, str], skip: Iterable[str]) -> l
     skipped = {path for pattern in skip for path in home.glob(pattern)}
     return [
         f"{file.relative_to(home)} holds {name}"
-        for file in sorted(home.rglob("*"))
-        if file.is_file() and not skipped & {file, *file.parents}
+        for file in sorted(_below(home, skipped))
         for name, secret in secrets.items()
         if _holds(file, secret.encode())
     ]
 
 
+def _below(home: Path, skipped: Set[Path]) -> Iterator[Path]:
+    """Files; by os.walk, for folders that go meanwhile are no matter to it."""
+    for folder, folders, names in os.walk(home):
+        here = Path(folder)
+        folders[:] = [name for name in folders if here / name not in skipped]
+        yield from (here / name for name in names if here / name not in skipped)
+
+
 def _holds(file: Path, secret: bytes) -> bool:
     end = b""
-    with file.open("rb") as content:
+    with suppress(FileNotFoundError), file.open("rb") as content:
         while piece := content.read(_PIECE_BYTES):
             if secret in end + piece:
                 return True

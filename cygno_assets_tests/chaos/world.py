@@ -137,12 +137,15 @@ class World:
     Attributes:
         stack: the system.
         s3: the real object store of the DAQ.
+        access: to its bucket.
         store: what stands before it.
         daq_nats: the DAQ's server.
         witness: of what it delivers.
         instance: Dagster's.
         home: folder of it all.
         others: the DAQ's servers, started again as the system's are: a DAQ has people too.
+        row: of the fault that is under way.
+        rows: all of them so far.
     """
 
     stack: Stack
@@ -162,12 +165,11 @@ class World:
     _stored: set[bytes] = field(default_factory=set)
     _stored_to: tuple[str, int] = ("", 0)
 
-    def begin(self) -> Row:
+    def begin(self) -> None:
         """A new row of the table."""
         sizes = {log: log.stat().st_size for log in self._recorder_logs()}
         self.row = Row(len(self.witness.messages), time.time(), sizes)
         self.rows.append(self.row)
-        return self.row
 
     def announce(self, events: int, *options: str) -> Service:
         """Has a new DAQ announce so many events, and returns at once; another seed each time."""
