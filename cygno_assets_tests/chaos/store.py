@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import ssl
 import threading
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -87,9 +88,10 @@ class Download(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         # Who hangs up is the client, or a server that was killed: the client tries again.
         with contextlib.suppress(OSError, http.client.HTTPException):
-            answer = self.server.answer
-            if self.command == "GET" and answer is not None:
-                answer(self)
+            faulty = self.server.faulty
+            if self.command == "GET" and faulty is not None and faulty.whom(self.event):
+                faulty.hit.add(self.event)
+                faulty.answer(self)
             else:
                 status, body = self.fetch()
                 self.send(status, b"" if self.command == "HEAD" else body)
@@ -97,12 +99,21 @@ class Download(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
+@dataclass(frozen=True)
+class _Faulty:
+    """How downloads are answered otherwise; and of which events, once it has happened."""
+
+    answer: Callable[[Download], None]
+    whom: Callable[[str], bool]
+    hit: set[str]
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
     upstream: S3Server
     trust: ssl.SSLContext
-    answer: Callable[[Download], None] | None = None
+    faulty: _Faulty | None = None
 
     def handle_error(self, *_: object) -> None:
         """Says nothing: clients are killed here."""
@@ -146,10 +157,21 @@ class FaultyStore:
             self._server.server_close()
 
     @contextlib.contextmanager
-    def answering(self, answer: Callable[[Download], None]) -> Iterator[None]:
-        """Has downloads answered otherwise as long as the block lasts."""
-        self._server.answer = answer
+    def answering(
+        self,
+        answer: Callable[[Download], None],
+        hit: set[str],
+        whom: Callable[[str], bool] = lambda _: True,
+    ) -> Iterator[None]:
+        """Has downloads answered otherwise as long as the block lasts.
+
+        Args:
+            answer: how.
+            hit: each event is added whose download was answered so.
+            whom: tells of an event whether its is.
+        """
+        self._server.faulty = _Faulty(answer, whom, hit)
         try:
             yield
         finally:
-            self._server.answer = None
+            self._server.faulty = None
