@@ -509,6 +509,12 @@ ROWS: list[Live | TrainingSet | Start] = [
     Start("no NATS server", "CYGNO_DAQ_NATS_URL: not of the form nats://host:port",
           {"DAQ_NATS_URL": "http://anna:hunter2@daq"}),
     Start("no storage", "neither file:///absolute/path nor s3://", {"STORAGE_URL": "ftp://x"}),
+    Start("a password in the storage", "CYGNO_STORAGE_URL: holds a user name or password",
+          {"STORAGE_URL": "s3://anna:hunter2@bucket"}),
+    Start("a password in its endpoint", "CYGNO_STORAGE_S3_ENDPOINT: holds a user name or password",
+          {"STORAGE_S3_ENDPOINT": "https://anna:hunter2@minio"}),
+    Start("a password after its endpoint", "CYGNO_STORAGE_S3_ENDPOINT: 'minio?…' is no http://",
+          {"STORAGE_S3_ENDPOINT": "minio?password=hunter2"}),
 ]  # fmt: skip
 
 
