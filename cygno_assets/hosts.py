@@ -22,6 +22,10 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _MAX_HOST_LENGTH = 253
 _SHOWN = 80
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All that is given out of IPv6 (RFC 4291); what is not, some network may use for itself."""
+_IETF_PROTOCOLS = ipaddress.IPv4Network("192.0.0.0/24")
+"""Of RFC 6890, of which Python takes some addresses for global."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF) if ip in _NAT64 else None
         ip = ip.ipv4_mapped or ip.sixtofour or inner or ip
-    return ip.is_global and not ip.is_multicast
+    allocated = ip in _GLOBAL_UNICAST if ip.version == 6 else ip not in _IETF_PROTOCOLS
+    return allocated and ip.is_global and not ip.is_multicast
 
 
 def is_loopback(host: str) -> bool:
@@ -142,7 +147,8 @@ def is_loopback(host: str) -> bool:
 
 def without_queries(text: str) -> str:
     """A text as it may be printed: a URL's signature opens its image for whoever reads it."""
-    return re.sub(r"\?[^\s\"']*", "?…", text)
+    # Up to a space or a quotation mark, unless the mark is escaped, as in JSON: it is the query's.
+    return re.sub(r'\?(?:\\.|[^\s"])*', "?…", text)
 
 
 def _canonical(host: str) -> str:

@@ -11,7 +11,7 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from cygno_assets.hosts import AllowedHost, Endpoint, is_loopback
+from cygno_assets.hosts import AllowedHost, Endpoint, is_loopback, without_queries
 from cygno_assets.physics.spec import PreprocessSpec
 from cygno_assets.physics.splits import SplitSpec, check_edges
 
@@ -391,26 +391,27 @@ class Settings(BaseModel):
     def _known_storage(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        parts = urlsplit(value)
+        parts = _without_login(value)
         if parts.scheme == "s3" and parts.netloc:
             return value.rstrip("/")
         if parts.scheme == "file" and not parts.netloc and parts.path[:1] == "/" != parts.path:
             return value.rstrip("/")
-        raise ValueError(f"{value!r} is neither file:///absolute/path nor s3://bucket/prefix")
+        raise ValueError(f"{_shown(value)} is neither file:///absolute/path nor s3://bucket/prefix")
 
     @field_validator("storage_s3_endpoint")
     @classmethod
     def _http_endpoint(cls, value: str | None) -> str | None:
-        if value is not None and (
-            urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname
-        ):
-            raise ValueError(f"{value!r} is no http:// or https:// address")
+        if value is None:
+            return None
+        parts = _without_login(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+            raise ValueError(f"{_shown(value)} is no http:// or https:// address")
         return value
 
     @field_validator("training_archive")
     @classmethod
     def _url_or_absolute_path(cls, value: str) -> str:
-        parts = urlsplit(value)
+        parts = _split(value)
         if parts.scheme in {"http", "https"} and parts.hostname:
             return value
         if parts.scheme == "file" and not parts.netloc and parts.path[:1] == "/":
@@ -562,14 +563,40 @@ def check_nats_url(value: str) -> str:
         ValueError: it is not nats://host[:port] (or tls://, ws://, wss://). The value itself is
             not in the message, for it may hold a password.
     """
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        parts, host = urlsplit(""), None
-    if parts.scheme not in {"nats", "tls", "ws", "wss"} or not host:
+    parts = _split(value)
+    if parts.scheme not in {"nats", "tls", "ws", "wss"} or not parts.hostname:
         raise ValueError("not of the form nats://host:port")
     return value
+
+
+def _split(url: str) -> SplitResult:
+    """A URL's parts, all empty if it cannot be parsed: Python's error may quote a password."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # read lazily; may raise
+    except ValueError:
+        return urlsplit("")
+    return parts
+
+
+def _without_login(url: str) -> SplitResult:
+    """The parts of a URL of the object store, whose keys have settings of their own, kept secret.
+
+    Raises:
+        ValueError: it holds a user name or password.
+    """
+    parts = _split(url)
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"holds a user name or password; set {PREFIX}STORAGE_S3_ACCESS_KEY_ID and "
+            f"{PREFIX}STORAGE_S3_SECRET_ACCESS_KEY"
+        )
+    return parts
+
+
+def _shown(url: str) -> str:
+    """A URL that is refused, in an error: a password may be before an `@` or after a `?`."""
+    return "the address" if "@" in url else repr(without_queries(url))
 
 
 def environment_name(field: str) -> str:

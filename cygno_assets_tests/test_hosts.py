@@ -150,6 +150,15 @@ def test_a_name_that_is_listed_comes_before_a_pattern() -> None:
         ("::ffff:127.0.0.1", False),
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
+        ("2002:808:808::", True),
+        ("192.0.0.8", False),
+        ("::ffff:192.0.0.9", False),
+        ("fec0::1", False),
+        ("64:ff9b::1:7f00:1", False),
+        ("::7f00:1", False),
+        ("::ffff:0:7f00:1", False),
+        ("5f00::1", False),
+        ("4000::1", False),
     ],
 )
 def test_addresses_of_the_internet_at_large(address: str, public: bool) -> None:
@@ -165,6 +174,19 @@ def test_addresses_of_the_internet_at_large(address: str, public: bool) -> None:
 )
 def test_which_host_is_this_machine(host: str, *, loopback: bool) -> None:
     assert is_loopback(host) == loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("'https://minio/x?a='&X-Amz-Signature=c0ffee HTTP", "'https://minio/x?… HTTP"),
+        ('{"url": "https://minio/x?a=1", "time": 2}', '{"url": "https://minio/x?…", "time": 2}'),
+        (r'{"url": "https://minio/x?a=\"&X-Amz-Signature=c0ffee"}', '{"url": "https://minio/x?…"}'),
+        ("why? no", "why?… no"),
+    ],
+)
+def test_a_query_ends_where_no_query_can_go_on(text: str, shown: str) -> None:
+    assert without_queries(text) == shown
 
 
 @given(st.text(), st.from_regex(r"[A-Za-z0-9=&%-]+", fullmatch=True))

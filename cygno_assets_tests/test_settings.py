@@ -129,12 +129,26 @@ def test_a_setting_is_read(variable: str, value: str, read: object) -> None:
         ("STORAGE_URL", "file:data", "neither file:///absolute/path"),
         ("STORAGE_URL", "s3:///prefix", "neither file:///absolute/path"),
         ("STORAGE_URL", "gs://bucket", "neither file:///absolute/path"),
+        ("STORAGE_URL", "s3://anna:hunter2@bucket/x", "holds a user name or password; set CYGNO_"),
+        ("STORAGE_URL", "gs://anna:hunter2@bucket", "holds a user name or password"),
+        ("STORAGE_URL", "gs://bucket?key=hunter2", "'gs://bucket?…' is neither"),
+        ("STORAGE_URL", "s4:anna:hunter2@bucket", "the address is neither"),
+        ("STORAGE_S3_ENDPOINT", "https://anna:hunter2@minio", "holds a user name or password"),
+        ("STORAGE_S3_ENDPOINT", "https://anna:hunter2@mini\u2100", "the address is no http://"),
+        ("STORAGE_S3_ENDPOINT", "https://anna:hunter2/@minio", "the address is no http://"),
+        ("STORAGE_S3_ENDPOINT", "minio:9000?password=hunter2", "'minio:9000?…' is no http://"),
+        (
+            "STORAGE_S3_ENDPOINT",
+            "https://minio?password=hunter2",
+            "'https://minio?…' is no http://",
+        ),
         ("STORAGE_S3_ENDPOINT", "minio:9000", "no http:// or https:// address"),
         ("STORAGE_S3_ENDPOINT", "https://", "no http:// or https:// address"),
         ("STORAGE_S3_CA_FILE", "nowhere.pem", "there is no file 'nowhere.pem'"),
         ("TRAINING_ARCHIVE", "set.zip", "nor an absolute path"),
         ("TRAINING_ARCHIVE", "ftp://host/set.zip", "neither https://…"),
         ("TRAINING_ARCHIVE", "file://host/set.zip", "neither https://…"),
+        ("TRAINING_ARCHIVE", "https://anna:hunter2@mini\u2100/set.zip", "neither https://…"),
         ("TRAINING_ARCHIVE", "https:///set.zip", "neither https://…"),
         ("TRAINING_ARCHIVE_SHA256", "abc", "'abc' is not 64 hexadecimal digits"),
         ("TRAINING_ARCHIVE_CA_FILE", "nowhere.pem", "there is no file 'nowhere.pem'"),
@@ -175,6 +189,7 @@ def test_a_wrong_setting_is_named_with_its_reason(variable: str, value: str, rea
 
     assert f"CYGNO_{variable}" in said
     assert reason in said
+    assert "hunter2" not in said
     assert len(said.splitlines()) == 1
 
 

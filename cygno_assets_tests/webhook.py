@@ -22,6 +22,8 @@ class Webhook:
 
     port: int
     status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -39,7 +41,10 @@ class Webhook:
                 if webhook.status == 200:
                     webhook.messages.append(json.loads(text))
                 self.send_response(webhook.status)
+                for name, value in webhook.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
+                self.wfile.write(webhook.body)
 
             def log_message(self, *_: object) -> None: ...
 

@@ -6,6 +6,7 @@ runs in a tick and fall behind; this one reads them all and tells of them in one
 """
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -116,9 +117,9 @@ class Digest:
         return "\n".join(lines)
 
     def message(self, ui_url: str | None) -> dict[str, Any]:
-        """For the webhook: `text`, which Slack and Mattermost show, and the same in fields."""
+        """For the webhook: `text`, which Slack and Mattermost show, and the same in fields, raw."""
         return {
-            "text": f"cygno-assets: {self.text(ui_url)}",
+            "text": f"cygno-assets: {_as_written(self.text(ui_url))}",
             "failed": self.failed,
             "examples": [
                 {**asdict(example), "url": _page(ui_url, example.run_id)}
@@ -271,12 +272,24 @@ def send(url: str, message: dict[str, Any]) -> None:
 
     web = session(max_bytes=_ANSWER_BYTES, max_s=_TIMEOUT_S, public_only=False)
     try:
-        answer = web.post(url, json=message, timeout=_TIMEOUT_S, allow_redirects=False)
+        with web.post(url, json=message, timeout=_TIMEOUT_S, stream=True) as answer:
+            status = answer.status_code
     except (RequestException, AnswerTooLongError, AnswerTooSlowError) as error:
         # Of such an error only the kind is said: its text has the address.
         raise NotTakenError(f"the webhook does not answer ({type(error).__name__})") from None
-    if not 200 <= answer.status_code < 300:
-        raise NotTakenError(f"the webhook answers with status {answer.status_code}")
+    if not 200 <= status < 300:
+        raise NotTakenError(f"the webhook answers with status {status}")
+
+
+def _as_written(text: str) -> str:
+    """A text that Slack and Mattermost show as it is.
+
+    In a failure's reason is what somebody has sent us; `<!channel>`, and in Mattermost `@channel`,
+    would call everybody.
+    """
+    for mark, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(mark, name)
+    return re.sub(r"@(?=all|channel|here)", "@\u200b", text)
 
 
 def _what(run: "DagsterRun") -> str:

@@ -1,7 +1,7 @@
-"""The HTTP sessions that images are fetched through; imported when the first one is fetched.
+"""The HTTP sessions that servers are asked through; imported when the first one is asked.
 
 Here belongs what keeps a server in its place: how much it may send, for how long, and from which
-addresses. What an answer means is download.py's.
+addresses. What an answer means is for whoever asks to say.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import io
 import logging
-import re
 import time
 from functools import cache
 from http.cookiejar import DefaultCookiePolicy
@@ -20,7 +19,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from cygno_assets.hosts import is_public
+from cygno_assets.hosts import is_public, without_queries
 
 if TYPE_CHECKING:
     import socket
@@ -49,7 +48,8 @@ def session(*, max_bytes: int, max_s: float, public_only: bool) -> requests.Sess
     """This process's session: its connections are kept, for a handshake costs as much as an image.
 
     Nothing else of it outlasts a request: no cookie, no password, and a connection that the
-    server has closed meanwhile is opened again.
+    server has closed meanwhile is opened again. It follows no redirect. Ask with `stream=True` and
+    read `raw`: requests undoes what an answer says that it is compressed by, however small.
 
     Args:
         max_bytes: of an answer's body; its headers may have a megabyte more.
@@ -61,7 +61,7 @@ def session(*, max_bytes: int, max_s: float, public_only: bool) -> requests.Sess
     """
     for name in ("urllib3.connectionpool", "urllib3.util.retry", "urllib3.connection"):
         logging.getLogger(name).addFilter(_without_signatures)
-    made = requests.Session()
+    made = _Session()
     made.trust_env = False  # no proxy and no .netrc password for an address from a message
     made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     # Nothing unfolds on its way: an object store does not compress images.
@@ -73,9 +73,20 @@ def session(*, max_bytes: int, max_s: float, public_only: bool) -> requests.Sess
 
 
 def _without_signatures(record: logging.LogRecord) -> bool:
-    """A logging filter: urllib3 writes whole URLs, signatures and all."""
-    record.msg, record.args = re.sub(r"\?[^\s'\"]+", "?…", record.getMessage()), None
+    """A logging filter: urllib3 writes whole URLs, and headers that may have the URL in them."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            type(said).__name__ if isinstance(said, BaseException) else said for said in record.args
+        )
+    record.msg, record.args = without_queries(record.getMessage()), None
+    record.exc_info = record.exc_text = record.stack_info = None
     return True
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 – requests' name
+        """None: even if it shall not follow, requests would read a redirect's body, unfolded."""
+        return
 
 
 class _Adapter(HTTPAdapter):
@@ -95,6 +106,13 @@ def _pools(max_bytes: int, max_s: float, *, public_only: bool) -> _Pools:
         def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
             super().__init__(sock, *args, **kwargs)
             self.fp = io.BufferedReader(_Bounded(self.fp.detach(), max_bytes, max_s))
+
+        def _safe_read(self, amt: int) -> bytes:
+            # By this, http.client's own, urllib3 reads a chunk, and takes a length of -1 for one:
+            # that is all there is, at once.
+            if amt < 0:
+                raise http.client.HTTPException("a chunk of negative length")
+            return super()._safe_read(amt)  # type: ignore[misc,no-any-return]  # private
 
     class Plain(HTTPConnection):
         response_class = Answer

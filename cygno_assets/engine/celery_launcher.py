@@ -86,6 +86,9 @@ class HeldRunLauncher(CeleryRunLauncher):
                 "worker_lost_wait": 0.5,
                 "worker_prefetch_multiplier": 1,
                 "task_ignore_result": True,
+                # No pickle, whoever sends it; these are the defaults, and not to be others.
+                "accept_content": ["json"],
+                "task_serializer": "json",
                 "broker_connection_retry_on_startup": True,
                 "broker_connection_max_retries": None,
                 # What the broker has not confirmed to have on disk is sent again.

@@ -42,7 +42,7 @@ class Finished:
         value: what it answered.
     """
 
-    value: Any
+    value: str
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ class Pool:
 
     Args:
         serve: what each process runs: given its end of the pipe and `arguments`, it receives tasks
-            and answers each, until the pipe is closed. Importable, for processes are spawned.
-        arguments: for `serve`; pickled.
+            and answers each, in UTF-8, until the pipe is closed. Importable, for processes are
+            spawned.
+        arguments: for `serve`; pickled, by us for our own process.
         size: how many processes.
         limits: when one is replaced.
         niceness: what the processes yield to others on a busy CPU; 0 for nothing, 19 for most.
@@ -205,14 +206,15 @@ class Pool:
     def _have_done(self, worker: _Worker, task: str) -> Finished | Died:
         asked_to_stop = 0.0
         try:
-            worker.pipe.send(task)
+            worker.pipe.send_bytes(task.encode())
         except OSError:
             return Died(worker.how_it_ended())
         while True:
             ready = wait([worker.pipe, worker.sentinel], _LOOK_EVERY_S)
             if worker.pipe in ready:
                 try:
-                    return Finished(worker.pipe.recv())
+                    # Not `recv`, which unpickles: what runs there has decoded what others sent us.
+                    return Finished(worker.pipe.recv_bytes().decode(errors="replace"))
                 except (EOFError, OSError):
                     return Died(worker.how_it_ended())
             if worker.sentinel in ready:

@@ -52,12 +52,12 @@ def serve(pipe: Connection, instance_ref: InstanceRef, origin: RepositoryPythonO
         keep_loaded()
         while True:
             try:
-                run_id = pipe.recv()
+                run_id = pipe.recv_bytes().decode()
             except EOFError:
                 return
             with as_it_was():
                 answer = execute(instance, run_id)
-            pipe.send(answer)
+            pipe.send_bytes(answer.encode())
 
 
 def keep_loaded() -> None:

@@ -11,7 +11,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -22,12 +22,19 @@ from cygno_assets.storage.objects import ObjectChangedError, RangeFile, StoredOb
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
+    from typing import BinaryIO
 
 _ENCRYPTED = 0x1
 _COMPRESSIONS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 _LOCAL_HEADER = b"PK\x03\x04"
+_ZIP64_END = b"PK\x06\x06"
 _LARGEST_HEADER = 30 + 2 * 0xFFFF
 """Of a member: the fixed part, its name and extra fields, in bytes."""
+_ENTRY = struct.Struct("<28xHHH12x")
+"""Of the directory: the fixed part, with the lengths of name, extra fields and comment."""
+_ENTRY_BYTES = 512
+"""Of the directory, for a member, on average and at most."""
+_ZIP64_END_BYTES = 56 + 20
 _REQUESTS_AT_ONCE = 8
 """To an object store: while some are waited for, others are decoded."""
 
@@ -86,8 +93,17 @@ class Archive:
 
     def __init__(self, place: Path | StoredObject, limits: ArchiveLimits | None = None) -> None:
         self._name = place.name
-        with self._changes_named():
-            self._ranges = None if isinstance(place, Path) else RangeFile(place)
+        limits = limits or ArchiveLimits()
+        with self._changes_named(), ExitStack() as until_read:
+            if isinstance(place, Path):
+                self._ranges: RangeFile | None = None
+                file: BinaryIO | RangeFile = until_read.enter_context(place.open("rb"))
+            else:
+                file = self._ranges = RangeFile(place)
+            start, end = _directory(file, self._name, limits)
+            if self._ranges is not None and start < end:
+                until_read.enter_context(self._ranges.holding(start, end))
+            _count(file, start, end, self._name, limits)
             try:
                 self._zip = zipfile.ZipFile(self._ranges or place)  # type: ignore[arg-type]  # a RangeFile is no nominal IO[bytes]
             except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
@@ -99,7 +115,7 @@ class Archive:
                 raise ArchiveError(f"{self._name}: {what} ({error})") from None
         size = place.stat().st_size if isinstance(place, Path) else place.size_bytes
         try:
-            self._members = _checked(self._zip, self._name, size, limits or ArchiveLimits())
+            self._members = _checked(self._zip, self._name, size, limits)
         except ArchiveError:
             self._zip.close()
             raise
@@ -198,14 +214,56 @@ def _begins_as_zip(place: Path | StoredObject) -> bool:
         return file.read(len(_LOCAL_HEADER)) == _LOCAL_HEADER
 
 
+def _directory(
+    file: BinaryIO | RangeFile, file_name: str, limits: ArchiveLimits
+) -> tuple[int, int]:
+    """Where the directory begins and ends, unless it is too large: zipfile reads all there is.
+
+    What is no directory is nowhere, (0, 0); zipfile says what is wrong with it.
+    """
+    try:
+        # Private, but there is no other way to find the very directory that zipfile will read.
+        found = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    except (OSError, zipfile.BadZipFile):
+        return 0, 0
+    if not found:
+        return 0, 0
+    signature, _, _, _, claimed, size_bytes, _, _, _, at = found
+    if claimed > limits.max_members:
+        raise _too_many(claimed, file_name, limits)
+    if size_bytes > (allowed := limits.max_members * _ENTRY_BYTES):
+        raise ArchiveError(
+            f"{file_name}: {size_bytes} bytes of directory are more than the {allowed} allowed for "
+            f"{limits.max_members} members"
+        )
+    end = at - (_ZIP64_END_BYTES if signature == _ZIP64_END else 0)
+    return (end - size_bytes, end) if size_bytes <= end else (0, 0)
+
+
+def _count(
+    file: BinaryIO | RangeFile, start: int, end: int, file_name: str, limits: ArchiveLimits
+) -> None:
+    """Refuses a directory that has more entries than its archive says, and than are allowed."""
+    file.seek(start)
+    directory = file.read(end - start) or b""
+    place = found = 0
+    while place + _ENTRY.size <= len(directory):
+        place += _ENTRY.size + sum(_ENTRY.unpack_from(directory, place))
+        found += 1
+        if found > limits.max_members:
+            raise _too_many(found, file_name, limits)
+
+
+def _too_many(count: int, file_name: str, limits: ArchiveLimits) -> ArchiveError:
+    return ArchiveError(
+        f"{file_name}: {count} members are more than the {limits.max_members} allowed"
+    )
+
+
 def _checked(
     archive: zipfile.ZipFile, file_name: str, size_bytes: int, limits: ArchiveLimits
 ) -> dict[str, zipfile.ZipInfo]:
     infos = archive.infolist()
-    if len(infos) > limits.max_members:
-        raise ArchiveError(
-            f"{file_name}: {len(infos)} members are more than the {limits.max_members} allowed"
-        )
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         # As the archive has it: zipfile itself cuts names at NUL.

@@ -162,7 +162,7 @@ def write_dataset(
             os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
         for cell in cells:
             # Mapped for each cell anew: what a map has touched counts as this process's memory.
-            tensors = np.load(file, mmap_mode="r+")
+            tensors = np.load(file, mmap_mode="r+", allow_pickle=False)
             for row, tensor in zip(row_dicts(cell.rows), cell.tensors, strict=True):
                 place = _place(row, places, images, spec_hash)
                 found[place] = tuple(
@@ -184,7 +184,7 @@ def write_dataset(
             (
                 TensorTable(
                     rows.iloc[first : first + ROWS_AT_ONCE],
-                    np.load(file, mmap_mode="r")[first : first + ROWS_AT_ONCE],
+                    np.load(file, mmap_mode="r", allow_pickle=False)[first : first + ROWS_AT_ONCE],
                 )
                 for first in range(0, len(rows), ROWS_AT_ONCE)
             ),

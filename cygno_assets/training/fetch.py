@@ -1,7 +1,8 @@
 """Fetching the training set's archive: once, resumed after a break, and not again if unchanged.
 
 Here belong the conversation with the server and the file it becomes; what is in the archive is
-archive.py's. A URL may be presigned: no error, log line or file here shows what follows its `?`.
+archive.py's. A URL may be presigned: no error, log line or file here shows what follows its `?`,
+nor what the server says in words of its own, for that may be the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cygno_assets.hosts import Endpoint
 from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import requests
 
@@ -31,6 +32,13 @@ _CHUNK_BYTES = 1024 * 1024
 _TRIES = 5
 _PAUSE_S = 1.0
 _TIMEOUT_S = (5.0, 30.0)
+_MAX_S = 6 * 3600.0
+"""Of one answer, and after as much no further try begins: 10 GB at 500 kB/s."""
+_VERSION_MAX_S = 30.0
+_VERSION_MAX_BYTES = 65_536
+_MAX_REDIRECTS = 5
+_LONGEST_HEADER = 256
+"""Of those that are kept, in characters."""
 STEM = "training_set"
 """Of file names; what stands behind it is the sha256."""
 
@@ -158,8 +166,8 @@ def archive_version(source: str, *, ca_file: Path | None = None) -> str:
         ca_file: as for `fetch_archive`.
 
     Returns:
-        The source without what follows its `?`, and the server's ETag, or failing that the time
-        it was modified and its size; of a local file these two.
+        The source without what follows its `?`, and a digest of the server's ETag, or failing that
+        of the time it was modified and its size; of a local file these two.
 
     Raises:
         FetchError: the server does not offer it now.
@@ -169,32 +177,23 @@ def archive_version(source: str, *, ca_file: Path | None = None) -> str:
     if path is not None:
         stat = path.stat()
         return f"{path} {stat.st_mtime_ns} {stat.st_size}"
-    import requests
-
     shown = _without_signature(source)
+    ask = _Request(source, ca_file, max_bytes=_VERSION_MAX_BYTES, max_s=_VERSION_MAX_S)
     try:
-        with (
-            _session() as session,
-            # Not HEAD: a presigned URL is signed for GET alone.
-            session.get(
-                source,
-                headers={"Range": "bytes=0-0"},
-                stream=True,
-                timeout=_TIMEOUT_S,
-                verify=True if ca_file is None else str(ca_file),
-            ) as response,
-        ):
+        # Not HEAD: a presigned URL is signed for GET alone.
+        with ask.answered({"Range": "bytes=0-0"}) as response:
             status, headers = response.status_code, response.headers
-    except requests.exceptions.SSLError:
-        raise FetchError(f"{shown}: the server's certificate is not trusted") from None
-    except requests.exceptions.RequestException as error:
-        raise FetchError(f"{shown}: {type(error).__name__}") from None
+    except ConnectionError as error:
+        raise FetchError(f"{shown}: {error}") from None
     if status not in {200, 206}:
         raise FetchError(f"{shown}: HTTP {status}")
-    if etag := headers.get("ETag"):
-        return f"{shown} {etag}"
-    size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
-    return f"{shown} {headers.get('Last-Modified', '')} {size}"
+    if etag := _kept(headers.get("ETag")):
+        said = etag
+    else:
+        size = headers.get("Content-Range", "").rpartition("/")[2]
+        size = size or headers.get("Content-Length", "")
+        said = f"{headers.get('Last-Modified', '')} {size}"
+    return f"{shown} {hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 @contextmanager
@@ -206,34 +205,109 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _session() -> requests.Session:
-    import requests
+class _Request:
+    """What is asked of the server, and how long it may take to answer.
 
-    session = requests.Session()
-    session.trust_env = False
-    session.headers["Accept-Encoding"] = "identity"
-    session.hooks["response"].append(_stay_there)
-    return session
-
-
-def _stay_there(response: requests.Response, *_: object, **__: object) -> None:
-    """Follows no redirect to another host, nor from https to http.
-
-    Whoever runs the archive's server could otherwise have us ask around in our own network.
+    Args:
+        url: of the archive.
+        ca_file: as for `fetch_archive`.
+        max_bytes: of an answer.
+        max_s: of an answer, in seconds.
     """
-    if not response.is_redirect:
-        return
-    target = urljoin(response.url, response.headers["Location"])
-    try:
-        here, there = Endpoint.of(response.url), Endpoint.of(target)
-        stays = here.host == there.host and there.scheme in {here.scheme, "https"}
-    except ValueError:
-        stays = False
-    if not stays:
+
+    def __init__(self, url: str, ca_file: Path | None, *, max_bytes: int, max_s: float) -> None:
+        self._url = url
+        self._shown = _without_signature(url)
+        self._verify: bool | str = True if ca_file is None else str(ca_file)
+        self._max_bytes = max_bytes
+        self._max_s = max_s
+
+    @contextmanager
+    def answered(self, headers: Mapping[str, str]) -> Iterator[requests.Response]:
+        """The answer, by GET; a few redirects are followed, but none to another host.
+
+        Raises:
+            ServerUnavailableError: it takes too long.
+            ConnectionError: it broke; trying again may help.
+            FetchError: it will not.
+        """
+        url = self._url
+        for _ in range(_MAX_REDIRECTS + 1):
+            with self._sent(url, headers) as response:
+                if not response.is_redirect:
+                    yield response
+                    return
+                url = self._target(url, response.headers["Location"])
+        raise FetchError(f"{self._shown}: redirects more than {_MAX_REDIRECTS} times")
+
+    def chunks(self, response: requests.Response) -> Iterator[bytes]:
+        """The body as it is sent; raises what `answered` does."""
+        with self._named_errors():
+            yield from response.raw.stream(_CHUNK_BYTES, decode_content=False)
+
+    def _sent(self, url: str, headers: Mapping[str, str]) -> requests.Response:
+        from cygno_assets.daq.http_session import session
+
+        web = session(max_bytes=self._max_bytes, max_s=self._max_s, public_only=False)
+        with self._named_errors():
+            return web.get(
+                url, headers=headers, stream=True, timeout=_TIMEOUT_S, verify=self._verify
+            )
+
+    def _target(self, here: str, location: str) -> str:
+        """Where a redirect leads; to no other host, nor from https to http.
+
+        Whoever runs the archive's server could otherwise have us ask around in our own network.
+        """
+        shown = "an address that cannot be read"
+        try:
+            target = urljoin(here, location.encode("latin-1").decode())
+            asked, there = Endpoint.of(here), Endpoint.of(target)
+            if asked.host == there.host and there.scheme in {asked.scheme, "https"}:
+                return target
+            shown = f"{there.scheme}://{there}"
+        except ValueError:
+            pass
         raise FetchError(
-            f"{_without_signature(response.url)}: redirects to {_without_signature(target)[:200]}, "
-            "which is not followed; if it is meant, set CYGNO_TRAINING_ARCHIVE to it"
+            f"{self._shown}: redirects to {shown}, which is not followed; if it is meant, set "
+            "CYGNO_TRAINING_ARCHIVE to it"
         )
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        import requests
+        import urllib3.exceptions
+
+        from cygno_assets.daq.http_session import AnswerTooLongError, AnswerTooSlowError
+
+        try:
+            yield
+        except AnswerTooLongError:
+            raise FetchError(f"{self._shown}: larger than {self._max_bytes} bytes") from None
+        except AnswerTooSlowError:
+            raise ServerUnavailableError(
+                f"{self._shown}: not complete after {self._max_s:g} s"
+            ) from None
+        except requests.exceptions.SSLError:
+            raise FetchError(f"{self._shown}: the server's certificate is not trusted") from None
+        # What requests and urllib3 say quotes the URL. What a server says that is no HTTP is a
+        # ValueError here and there.
+        except (
+            requests.exceptions.RequestException,
+            urllib3.exceptions.HTTPError,
+            ValueError,
+        ) as error:
+            raise ConnectionError(type(error).__name__) from None
+        # requests' word for an authority's file that is gone; all else it raises is above.
+        except OSError as error:
+            raise FetchError(f"{self._shown}: {error}") from None
+
+
+def _kept(header: str | None) -> str | None:
+    """A header that is sent back the next time; None if it could not be."""
+    kept = (header or "").strip()
+    sendable = kept.isascii() and kept.isprintable() and 0 < len(kept) <= _LONGEST_HEADER
+    return kept if sendable else None
 
 
 def _without_signature(url: str) -> str:
@@ -259,9 +333,8 @@ class _Fetch:
         max_bytes: int,
         progress: Callable[[int, int | None], None],
     ) -> None:
-        self._url = url
         self._source = _without_signature(url)
-        self._verify: bool | str = True if ca_file is None else str(ca_file)
+        self._request = _Request(url, ca_file, max_bytes=max_bytes, max_s=_MAX_S)
         self._max_bytes = max_bytes
         self._progress = progress
         self._folder = folder
@@ -273,20 +346,22 @@ class _Fetch:
         known = self._read(self._whole_version)
         if known is None or not self._whole(known.sha256).is_file():
             known = None
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(_PAUSE_S * attempt)
+        started = time.monotonic()
+        for attempt in range(1, _TRIES + 1):
             try:
                 version = self._ask(known)
-            except (ConnectionError, TimeoutError) as error:
+            except ConnectionError as error:
                 reason = str(error)
-                continue
-            if version is None and known is not None:  # unchanged
-                return check(self._whole(known.sha256), self._source, known.sha256)
-            if version is not None:
-                return self._accept(version, check, known)
-            reason = "HTTP 304 unasked"
-        raise ServerUnavailableError(f"{self._source}: {reason}, {_TRIES} times")
+            else:
+                if version is None and known is not None:  # unchanged
+                    return check(self._whole(known.sha256), self._source, known.sha256)
+                if version is not None:
+                    return self._accept(version, check, known)
+                reason = "HTTP 304 unasked"
+            if attempt == _TRIES or time.monotonic() - started > _MAX_S:
+                break
+            time.sleep(_PAUSE_S * attempt)
+        raise ServerUnavailableError(f"{self._source}: {reason}, {attempt} times")
 
     def _accept(self, version: _Version, check: _Check, known: _Version | None) -> FetchedArchive:
         try:
@@ -326,9 +401,6 @@ class _Fetch:
             ConnectionError: it broke, or the server is in trouble; trying again may help.
             FetchError: it will not.
         """
-        import requests
-        import urllib3.exceptions
-
         headers: dict[str, str] = {}
         if known is not None:
             if known.etag:
@@ -340,27 +412,10 @@ class _Fetch:
         if started is not None and started.etag and not started.etag.startswith("W/"):
             headers["Range"] = f"bytes={self._partial.stat().st_size}-"
             headers["If-Range"] = started.etag
-        try:
-            with (
-                _session() as session,
-                session.get(
-                    self._url,
-                    headers=headers,
-                    stream=True,
-                    timeout=_TIMEOUT_S,
-                    verify=self._verify,
-                ) as response,
-            ):
-                return self._receive(response)
-        except requests.exceptions.SSLError:
-            raise FetchError(f"{self._source}: the server's certificate is not trusted") from None
-        # What requests and urllib3 say quotes the URL.
-        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise ConnectionError(type(error).__name__) from None
+        with self._request.answered(headers) as response:
+            return self._receive(response, rest="Range" in headers)
 
-    def _receive(self, response: requests.Response) -> _Version | None:
-        import urllib3.exceptions
-
+    def _receive(self, response: requests.Response, *, rest: bool) -> _Version | None:
         status = response.status_code
         if status == 304:
             return None
@@ -369,25 +424,28 @@ class _Fetch:
             raise ConnectionError("what was fetched before is not part of it")
         if status in {429, 500, 502, 503, 504}:
             raise ConnectionError(f"HTTP {status}")
-        if status not in {200, 206}:
-            raise FetchError(f"{self._source}: HTTP {status} {response.reason or ''}".rstrip())
-        version = _Version(
-            self._source, response.headers.get("ETag"), response.headers.get("Last-Modified")
-        )
+        if status != 200 and not (status == 206 and rest):
+            raise FetchError(f"{self._source}: HTTP {status}")
+        told = response.headers
+        version = _Version(self._source, _kept(told.get("ETag")), _kept(told.get("Last-Modified")))
         there = self._partial.stat().st_size if status == 206 else 0
-        length = response.headers.get("Content-Length", "")
-        total = there + int(length) if length.isascii() and length.isdigit() else None
+        length = told.get("Content-Length", "")
+        # Twenty digits are too many as well, and int() refuses thousands.
+        total = there + int(length[:20]) if length.isascii() and length.isdigit() else None
+        too_large = FetchError(f"{self._source}: larger than {self._max_bytes} bytes")
+        if total is not None and total > self._max_bytes:
+            raise too_large
         self._write(self._partial_version, version)
         broken = False
         with self._partial.open("ab" if status == 206 else "wb") as file:
             try:
-                for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
+                for chunk in self._request.chunks(response):
                     file.write(chunk)
                     there += len(chunk)
-                    if max(there, total or 0) > self._max_bytes:
-                        raise FetchError(f"{self._source}: larger than {self._max_bytes} bytes")
+                    if there > self._max_bytes:
+                        raise too_large
                     self._progress(there, total)
-            except urllib3.exceptions.ProtocolError:
+            except ConnectionError:
                 broken = True
         if broken or (total is not None and there != total):
             whole = "an unknown number of" if total is None else str(total)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import time
+import tracemalloc
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +27,12 @@ from dagster import (
 from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.automation import notifications
-from cygno_assets.automation.notifications import Cursor, build_notifications_sensor
+from cygno_assets.automation.notifications import (
+    Cursor,
+    NotTakenError,
+    build_notifications_sensor,
+    send,
+)
 from cygno_assets.build import build_defs
 from cygno_assets.checks.live import ACCOUNTED, NONE_FAILED
 from cygno_assets.names import (
@@ -289,6 +297,45 @@ def test_queries_of_urls_are_never_told(instance: DagsterInstance, webhook: Webh
         sensor.tick()
     assert "c0ffee" not in json.dumps(webhook.messages)
     assert "https://minio/x.jpg?… is odd" in webhook.messages[0]["text"]
+
+
+def test_nobody_is_called_by_what_others_have_sent(
+    instance: DagsterInstance, webhook: Webhook
+) -> None:
+    said = "https://minio/<!channel>/@all/x.jpg is odd & anna@minio.example knows"
+    with webhook.up():
+        sensor = Sensor(instance, notify_webhook_url=webhook.url)
+        instance.report_runless_asset_event(
+            AssetCheckEvaluation(
+                asset_key=AssetKey("daq_announcements"),
+                check_name=ACCOUNTED,
+                passed=False,
+                metadata={},
+                description=said,
+            )
+        )
+        sensor.tick()
+    [message] = webhook.messages
+    assert (
+        "https://minio/&lt;!channel&gt;/@\u200ball/x.jpg is odd &amp; anna@minio.example knows"
+        in message["text"]
+    )
+    assert list(message["checks_failing"].values()) == [said]
+
+
+@pytest.mark.parametrize("status", [200, 302])
+def test_what_a_webhook_answers_is_not_unfolded(webhook: Webhook, status: int) -> None:
+    webhook.status = status
+    webhook.headers = {"Content-Encoding": "gzip, gzip", "Location": "/elsewhere"}
+    webhook.body = gzip.compress(gzip.compress(bytes(10**8)))
+    with webhook.up():
+        tracemalloc.start()
+        try:
+            with nullcontext() if status == 200 else pytest.raises(NotTakenError, match="302"):
+                send(webhook.url, {"text": "hello"})
+            assert tracemalloc.get_traced_memory()[1] < 10e6
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("text", ["7", "later", '{"storage_id": 1}', '{"digest": {}}'])

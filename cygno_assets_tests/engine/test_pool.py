@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -28,7 +29,7 @@ def serve(pipe: Connection) -> None:
     kept = []
     while True:
         try:
-            task = pipe.recv()
+            task = pipe.recv_bytes().decode()
         except EOFError:
             return
         what = task.partition(":")[0]
@@ -44,11 +45,14 @@ def serve(pipe: Connection) -> None:
                 time.sleep(60)
             except KeyboardInterrupt:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
-                pipe.send("interrupted")
+                pipe.send_bytes(b"interrupted")
                 continue
+        if what == "pickle":
+            pipe.send_bytes(pickle.dumps("unpickled"))
+            continue
         if what == "slow":
             time.sleep(0.5)
-        pipe.send(os.getpid())
+        pipe.send_bytes(str(os.getpid()).encode())
 
 
 @dataclass
@@ -90,7 +94,7 @@ def desk() -> Iterator[Desk]:
 
 def pids(outcomes: list[Finished | Died]) -> list[int]:
     assert all(isinstance(outcome, Finished) for outcome in outcomes), outcomes
-    return [outcome.value for outcome in outcomes]  # type: ignore[union-attr]
+    return [int(outcome.value) for outcome in outcomes]  # type: ignore[union-attr]
 
 
 def test_a_process_does_task_after_task(desk: Desk) -> None:
@@ -100,6 +104,14 @@ def test_a_process_does_task_after_task(desk: Desk) -> None:
         desk.pool.submit(task)
     assert len(set(pids(desk.of(*tasks)))) == 1
     assert desk.order == tasks
+
+
+def test_what_a_process_answers_is_not_unpickled(desk: Desk) -> None:
+    desk.open()
+    desk.pool.submit("pickle:1")
+    [answered] = desk.of("pickle:1")
+    assert isinstance(answered, Finished)
+    assert "unpickled" in answered.value != "unpickled"
 
 
 def test_several_processes_share_the_tasks(desk: Desk) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from kombu.exceptions import ContentDisallowed
 
 from cygno_assets.engine.celery_launcher import LIVE_QUEUE, TASK, HeldRunLauncher
 from cygno_assets.engine.code_digest import code_digest
@@ -21,6 +22,8 @@ from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from kombu.message import Message
 
     from cygno_assets.services.process import Service
     from cygno_assets_tests.scale.servers import PostgresServer
@@ -246,6 +249,24 @@ def test_the_certificate_of_a_broker_is_checked_and_its_name(
             connect(broker.url.replace("127.0.0.1", "127.0.0.2"))
     finally:
         broker.stop()
+
+
+def test_a_pickled_message_is_refused() -> None:
+    app = HeldRunLauncher("memory://", DEFINITIONS).celery
+    for serializer in ("json", "pickle"):
+        app.send_task(TASK, args=("run", "code"), queue=LIVE_QUEUE, serializer=serializer)
+    messages: list[Message] = []
+    queues = [app.amqp.queues.select_add(LIVE_QUEUE)]
+    with app.connection_for_read() as connection:
+        # As a worker takes them.
+        channel = connection.default_channel
+        with app.amqp.TaskConsumer(channel, queues=queues, on_message=messages.append):
+            while len(messages) < 2:
+                connection.drain_events(timeout=10)
+        fine, pickled = messages
+        assert fine.decode()[0] == ["run", "code"]
+        with pytest.raises(ContentDisallowed, match="untrusted content of type pickle"):
+            pickled.decode()
 
 
 def test_a_worker_with_other_code_refuses_and_ends(system: CelerySystem, tmp_path: Path) -> None:

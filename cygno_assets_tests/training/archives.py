@@ -94,3 +94,20 @@ def overlapping() -> bytes:
     end = data.index(b"PK\x05\x06")
     struct.pack_into("<I", data, end + 16, first)
     return bytes(data)
+
+
+def many_members(count: int, *, claimed: int | None = None, zip64: bool = False) -> bytes:
+    """An archive whose directory has so many entries, the shortest there are, and claims others."""
+    claimed = count if claimed is None else claimed
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *[20] * 2, *[0] * 14) + b"x"
+    entry = entry[:28] + struct.pack("<H", 1) + entry[30:]
+    directory = entry * count
+    if not zip64:
+        end = (claimed, claimed, len(directory), 0, 0)
+        return directory + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, *end)
+    end64 = struct.pack(
+        *("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, claimed, claimed, len(directory), 0)
+    )
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, len(directory), 1)
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 2**32 - 1, 2**32 - 1, 0)
+    return directory + end64 + locator + end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zipfile
 import zlib
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from cygno_assets.training.archive import Archive, ArchiveError, ArchiveLimits
 from cygno_assets_tests.training.archives import (
     link,
+    many_members,
     named,
     overlapping,
     with_directory_field,
@@ -79,6 +81,41 @@ def test_limits_are_kept(tmp_path: Path, limits: ArchiveLimits, why: str) -> Non
     with pytest.raises(ArchiveError) as refused:
         Archive(path, limits)
     assert why in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        pytest.param(many_members(150_000, zip64=True), "150000 members are more", id="zip64"),
+        pytest.param(many_members(60_000), "60000 members are more", id="claimed"),
+        pytest.param(
+            many_members(150_000, claimed=1),
+            "bytes of directory are more than the 512000",
+            id="large",
+        ),
+        pytest.param(
+            many_members(10_000, claimed=1), "1001 members are more than the 1000", id="lying"
+        ),
+    ],
+)
+def test_a_directory_is_refused_before_it_is_read(tmp_path: Path, data: bytes, why: str) -> None:
+    path = tmp_path / "set.zip"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match=why):
+            Archive(path, ArchiveLimits(max_members=1000))
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+def test_the_directories_of_these_tests_are_such(tmp_path: Path, *, zip64: bool) -> None:
+    path = tmp_path / "set.zip"
+    path.write_bytes(many_members(5, zip64=zip64))
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.infolist()) == 5
 
 
 def test_members_are_read_in_place(tmp_path: Path) -> None:
