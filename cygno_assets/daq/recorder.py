@@ -31,6 +31,7 @@ from cygno_assets.daq.source import (
     DaqClient,
     DurableConsumer,
     is_jetstream_refused,
+    is_subscription_refused,
     login,
 )
 
@@ -52,6 +53,8 @@ MAX_REJECTED_BYTES = 4_000_000
 """What is kept of a message that cannot be an event; NATS servers allow 1 MB unless told."""
 
 _RETRY_S = 0.5
+# The DAQ's server writes each refusal into its own log.
+_SUBSCRIBE_AGAIN_S = 5.0
 _HEADER_BYTES = 65_536
 _STORE_TIMEOUT_S = 5.0
 _STATUS_TIMEOUT_S = 1.0
@@ -162,6 +165,7 @@ class Recorder:
         self._waiting: asyncio.Queue[Msg] = asyncio.Queue(_WAITING_MESSAGES)
         self._waiting_bytes = 0
         self._plain: Subscription | None = None
+        self._subscription_refused = False
         self._durable: DurableConsumer | None = None
         self._jetstream_refused = False
         self._look_again = asyncio.Event()
@@ -201,6 +205,8 @@ class Recorder:
                     if not await self._read_stream(daq):
                         wait_s = _LOOK_FOR_STREAM_EVERY_S
                     await self._subscribe(daq)
+                    if self._plain is None:
+                        wait_s = _SUBSCRIBE_AGAIN_S
                 except NATS_FAILURES as error:
                     log.warning("the DAQ's server: %s; trying on", inbox.said_of(error))
                 await _wait_for(self._look_again, wait_s)
@@ -210,12 +216,20 @@ class Recorder:
             await daq.close()
 
     async def _subscribe(self, daq: Client) -> None:
-        if self._plain is None:
-            plain = await daq.subscribe(self._settings.daq_subject, cb=self._hear)
-            await daq.flush()
-            self._plain = plain
-            self.counts.daq_connected = True
-            log.info("recording %s", self._settings.daq_subject)
+        if self._plain is not None and not self._subscription_refused:
+            return
+        if self._plain is not None:  # it was permitted, and is not any more
+            plain, self._plain = self._plain, None
+            await plain.unsubscribe()
+        self._subscription_refused = False
+        plain = await daq.subscribe(self._settings.daq_subject, cb=self._hear)
+        await daq.flush()  # a refusal comes before the answer to this
+        if self._subscription_refused:
+            await plain.unsubscribe()
+            return
+        self._plain = plain
+        self.counts.daq_connected = True
+        log.info("recording %s", self._settings.daq_subject)
 
     async def _read_stream(self, daq: Client) -> bool:
         """Reads from the DAQ's stream as long as it lets us; returns False if there is none."""
@@ -231,14 +245,17 @@ class Recorder:
                     await self._record(batch, from_stream=True)
                     if self._jetstream_refused:
                         break
+                    if self.counts.durable:
+                        continue
                     if self._plain is not None:
                         plain, self._plain = self._plain, None
                         await plain.drain()  # type: ignore[no-untyped-call]  # nats-py's
-                        self.counts.durable = True
-                        log.info("recording %s from stream %s", subject, self._durable.stream)
+                    self.counts.durable = self.counts.daq_connected = True
+                    log.info("recording %s from stream %s", subject, self._durable.stream)
         finally:
             self._durable = None
             self.counts.durable = False
+            self.counts.daq_connected = self._plain is not None and daq.is_connected
         return True
 
     async def _hear(self, message: Msg) -> None:
@@ -296,6 +313,7 @@ class Recorder:
             log.warning("lost the connection to the %s", where)
             if daq:
                 self.counts.daq_connected = False
+                self._subscription_refused = False
 
         async def back() -> None:
             nonlocal quiet
@@ -304,7 +322,8 @@ class Recorder:
             if not daq:
                 self.counts.inbox_reconnects += 1
                 return
-            self.counts.daq_connected = True
+            # If it does not let us subscribe again, it has said so before.
+            self.counts.daq_connected = not self._subscription_refused
             self.counts.daq_reconnects += 1
             self._jetstream_refused = False
             self._look_again.set()
@@ -318,6 +337,12 @@ class Recorder:
             nonlocal quiet
             if isinstance(error, nats.errors.SlowConsumerError):
                 self.counts.dropped += 1
+            if daq and is_subscription_refused(error, self._settings.daq_subject):
+                self._subscription_refused = True
+                self.counts.daq_connected = self.counts.durable
+                if self._plain is not None:  # taken away, and so worth a word again
+                    quiet = False
+                    self._look_again.set()
             if daq and is_jetstream_refused(error):
                 if not self._jetstream_refused:
                     log.warning("%s: %s; a plain subscription then", where, inbox.said_of(error))

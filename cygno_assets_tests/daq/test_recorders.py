@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import threading
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 from nats.js.api import ConsumerConfig
 
 from cygno_assets.daq import inbox
+from cygno_assets.daq import recorder as recorder_module
 from cygno_assets.daq.recorder import RecorderCounts, add_up
 from cygno_assets.daq.source import DURABLE, DurableConsumer
 from cygno_assets.services.nats_server import NatsServer
@@ -267,6 +269,7 @@ def test_a_stream_that_is_deleted_and_made_anew(
     [
         "$JS.>",
         "$JS.API.STREAM.NAMES",
+        "$JS.API.CONSUMER.INFO.>",
         "$JS.API.CONSUMER.CREATE.>",
         "$JS.API.CONSUMER.MSG.NEXT.>",
         "$JS.ACK.>",
@@ -306,6 +309,71 @@ def test_without_permission_it_is_a_plain_subscriber_and_says_so(
     assert stored_payloads(inbox_url) == [event(1)]
     assert caplog.text.count("a plain subscription then") == 1
     assert f'permissions violation for publish to "{denied.lower().rstrip(">")}' in caplog.text
+
+
+class Permitting:
+    """A DAQ's server without JetStream, whose permissions for us change while it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pid_file = folder / "nats.pid"
+
+    @contextmanager
+    def running(self, *, denied: bool) -> Iterator[str]:
+        with other_server(
+            self._folder, f"pid_file: {json.dumps(str(self._pid_file))}", *self._users(denied)
+        ) as url:
+            yield url
+
+    def let(self, *, denied: bool) -> None:
+        """Changes the configuration and has it read."""
+        config = self._folder / "nats.conf"
+        lines = config.read_text().splitlines()
+        config.write_text("\n".join([*lines[:2], *self._users(denied)]) + "\n")
+        os.kill(int(self._pid_file.read_text()), signal.SIGHUP)
+
+    @staticmethod
+    def _users(denied: bool) -> list[str]:
+        permissions = f'permissions: {{ subscribe: {{ deny: ["{SUBJECT}"] }} }}' if denied else ""
+        return [
+            "authorization { users: [",
+            '{ user: "admin", password: "admin" }',
+            f'{{ user: "anna", password: "hunter2", {permissions} }}',
+            "] }",
+        ]
+
+
+def test_a_refused_subscription_is_said_and_tried_again_until_it_is_permitted(
+    tmp_path: Path,
+    inbox_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorder_module, "_SUBSCRIBE_AGAIN_S", 0.1)
+    server = Permitting(tmp_path / "daq")
+    caplog.set_level("INFO")
+
+    async def work(url: str) -> None:
+        async with (
+            recording(
+                url, inbox_url, daq_nats_user="anna", daq_nats_password="hunter2"
+            ) as recorder,
+            daq(url.replace("nats://", "nats://admin:admin@")) as client,
+        ):
+            counts, refused = recorder.counts, "permissions violation for subscription"
+            for number in (1, 2):
+                await until("it says so", lambda n=number: caplog.text.count(refused) == n)
+                assert not counts.daq_connected
+                assert caplog.text.count(f"recording {SUBJECT}") == number - 1
+                server.let(denied=False)
+                await until("it is heard", lambda: counts.daq_connected)
+                await publish(client, event(number))
+                await until("it is stored", lambda n=number: counts.stored == n)
+                server.let(denied=True)
+                await until("it is not heard any more", lambda: not counts.daq_connected)
+
+    with server.running(denied=True) as url:
+        asyncio.run(work(url))
 
 
 def test_a_consumer_of_that_name_that_is_not_ours_is_left_alone(
