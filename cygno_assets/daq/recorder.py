@@ -49,12 +49,10 @@ log = logging.getLogger(__name__)
 STATUS_SUBJECT = "cygno.status.recorder"
 """On the inbox's server: every recorder answers any request with its counts as JSON."""
 
-MAX_REJECTED_BYTES = 4_000_000
-"""What is kept of a message that cannot be an event; NATS servers allow 1 MB unless told."""
-
 _RETRY_S = 0.5
 # The DAQ's server writes each refusal into its own log.
 _SUBSCRIBE_AGAIN_S = 5.0
+_SAY_REJECTED_EVERY_S = 60.0
 _HEADER_BYTES = 65_536
 _STORE_TIMEOUT_S = 5.0
 _STATUS_TIMEOUT_S = 1.0
@@ -147,6 +145,32 @@ class _Outgoing:
         return self.subject == inbox.REJECTED_SUBJECT
 
 
+class _Rejections:
+    """What is logged of rejected messages: the first, then their number, once a minute."""
+
+    def __init__(self) -> None:
+        self._since_said: int | None = None
+
+    def say(self, reason: str) -> None:
+        self._reason = reason
+        if self._since_said is None:
+            log.warning("rejected a message: %s", reason)
+            self._begin()
+        else:
+            self._since_said += 1
+
+    def _begin(self) -> None:
+        self._since_said = 0
+        asyncio.get_running_loop().call_later(_SAY_REJECTED_EVERY_S, self._sum_up)
+
+    def _sum_up(self) -> None:
+        if not self._since_said:
+            self._since_said = None
+            return
+        log.warning("rejected %d more messages; the last: %s", self._since_said, self._reason)
+        self._begin()
+
+
 class Recorder:
     """Copies `daq/data` into the inbox, verbatim and in order, for ever.
 
@@ -170,6 +194,7 @@ class Recorder:
         self._jetstream_refused = False
         self._look_again = asyncio.Event()
         self._refused_since: float | None = None
+        self._rejections = _Rejections()
         self.counts = RecorderCounts(name)
 
     async def run(self) -> None:
@@ -385,8 +410,8 @@ class Recorder:
         said = False
         while waiting:
             jetstream = client.jetstream(timeout=_STORE_TIMEOUT_S)
-            # Only a message that is no event can be larger than the inbox takes.
-            most = min(MAX_REJECTED_BYTES, client.max_payload - _HEADER_BYTES)
+            # Only a message that is no event can be longer than this.
+            most = min(inbox.MAX_REJECTED_BYTES, client.max_payload - _HEADER_BYTES)
             answers = await asyncio.gather(
                 *(_store(jetstream, outgoing, most) for outgoing in waiting), return_exceptions=True
             )
@@ -431,7 +456,7 @@ class Recorder:
             )
         except NotAnEventError as error:
             reason = _header_text(str(error))
-            log.warning("rejected a message: %s", reason)
+            self._rejections.say(reason)
             headers |= {
                 inbox.REASON_HEADER: reason,
                 _ID: hashlib.sha256(message.data).hexdigest(),
@@ -488,11 +513,11 @@ async def _store(jetstream: JetStreamContext, outgoing: _Outgoing, most_bytes: i
     """Stores one message; returns whether it was there already."""
     if outgoing.tried and not outgoing.rejected and await _is_stored(jetstream, outgoing):
         return True
+    payload, headers = outgoing.message.data, dict(outgoing.headers)
+    if len(payload) > most_bytes:
+        headers[inbox.SIZE_HEADER] = str(len(payload))
     ack = await jetstream.publish(
-        outgoing.subject,
-        outgoing.message.data[:most_bytes],
-        stream=inbox.STREAM,
-        headers=dict(outgoing.headers),
+        outgoing.subject, payload[:most_bytes], stream=inbox.STREAM, headers=headers
     )
     return bool(ack.duplicate)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cygno_assets.daq import inbox
-from cygno_assets.daq.inbox import Inbox, InboxUnavailableError
+from cygno_assets.daq import recorder as recorder_module
+from cygno_assets.daq.inbox import MAX_REJECTED_BYTES, Inbox, InboxUnavailableError
 from cygno_assets.daq.recorder import (
-    MAX_REJECTED_BYTES,
     RecorderCounts,
     cancellable,
     recorder_status,
@@ -135,7 +136,8 @@ def test_each_bad_message_is_kept_with_its_reason_and_the_next_good_one_goes_thr
 
     messages, counts = record(daq_nats_url, inbox_url, payloads)
 
-    assert [kept.payload for kept in messages] == payloads
+    assert [kept.payload for kept in messages] == [sent[:MAX_REJECTED_BYTES] for sent in payloads]
+    assert [kept.size for kept in messages] == [len(payload) for payload in payloads]
     for kept, (_, reason) in zip(messages[::2], BAD.values(), strict=True):
         assert (kept.subject, kept.event_id) == ("cygno.daq.rejected", None)
         assert kept.received
@@ -187,6 +189,46 @@ def test_a_huge_message_is_rejected_and_cut(tmp_path: Path, inbox_url: str) -> N
 
     assert [kept.payload for kept in messages] == [huge[:MAX_REJECTED_BYTES], event(1)]
     assert messages[0].reason == "message of 5000000 bytes is longer than 65536 bytes"
+    assert [kept.size for kept in messages] == [5_000_000, len(event(1))]
+
+
+def test_junk_pushes_out_junk_and_no_event(daq_nats_url: str, inbox_url: str) -> None:
+    junk = [b"%d" % number + bytes(100_000) for number in range(200)]
+
+    messages, counts = record(
+        daq_nats_url, inbox_url, [event(1), *junk, event(2)], inbox_max_bytes=4 * 1024**2
+    )
+
+    assert (counts.stored, counts.rejected) == (2, 200)
+    kept = [message.payload for message in messages if message.event_id is None]
+    assert kept == [payload[:MAX_REJECTED_BYTES] for payload in junk[-len(kept) :]]
+    assert 0 < len(kept) * MAX_REJECTED_BYTES <= 4 * 1024**2 / 8
+    assert [message.payload for message in messages if message.event_id] == [event(1), event(2)]
+
+
+def test_of_a_flood_of_rejected_messages_the_first_is_logged_and_then_their_number(
+    daq_nats_url: str,
+    inbox_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorder_module, "_SAY_REJECTED_EVERY_S", 0.5)
+
+    async def work() -> None:
+        async with recording(daq_nats_url, inbox_url) as recorder, daq(daq_nats_url) as client:
+            await until("it listens", lambda: recorder.counts.daq_connected)
+            await publish(client, *(b"junk %d" % number for number in range(500)))
+            await until("all is rejected", lambda: recorder.counts.rejected == 500)
+            await until("it is summed up", lambda: recorder._rejections._since_said is None)
+            await publish(client, b"{}")
+            await until("it is said", lambda: "'filename' is missing" in caplog.text)
+
+    asyncio.run(work())
+
+    assert caplog.text.count("rejected a message") == 2
+    summed = [int(number) for number in re.findall(r"rejected (\d+) more", caplog.text)]
+    assert sum(summed) == 499
+    assert len(summed) <= 5
 
 
 def test_an_inbox_that_takes_less_than_the_daq_sends_does_not_block(
