@@ -41,6 +41,9 @@ SIZE_HEADER = "Cygno-Bytes"
 
 MAX_REJECTED_BYTES = MAX_MESSAGE_BYTES
 """What is kept of a message that cannot be an event; a longer one never can, whatever is set."""
+DUPLICATE_WINDOW_S = 600.0
+"""For so long the server remembers message ids, at the most: longer than a recorder is behind the
+other. Each costs it some 100 bytes for as long."""
 _HEADER_BYTES = 1024
 _REJECTED_SHARE = 8
 
@@ -179,9 +182,8 @@ async def ensure_stream(
         max_msgs_per_subject=max(
             1, max_bytes // _REJECTED_SHARE // (MAX_REJECTED_BYTES + _HEADER_BYTES)
         ),
-        # Two recorders of one announcement, or a client that sends twice: kept once. Longer than
-        # a recorder is behind the other; each id costs the server some 100 bytes for as long.
-        duplicate_window=min(600.0, max_age_days * 86_400),
+        # Two recorders of one announcement, or a client that sends twice: kept once.
+        duplicate_window=min(DUPLICATE_WINDOW_S, max_age_days * 86_400),
         allow_direct=True,
     )
     try:

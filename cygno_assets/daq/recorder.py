@@ -14,7 +14,7 @@ import logging
 import time
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
     from nats.js import JetStreamContext
 
+    from cygno_assets.daq.announcement import Announcement
     from cygno_assets.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -132,17 +133,23 @@ class _Outgoing:
         message: as it came from the DAQ.
         subject: it is stored by.
         headers: it is stored with.
+        heard: when it came from the DAQ.
+        event: that it announces; None if it is rejected.
         tried: it may be stored already, longer ago than the inbox remembers ids.
     """
 
     message: Msg
     subject: str
     headers: dict[str, str]
+    heard: datetime
+    event: Announcement | None
     tried: bool
 
     @property
-    def rejected(self) -> bool:
-        return self.subject == inbox.REJECTED_SUBJECT
+    def may_be_stored(self) -> bool:
+        """Whether to look before it is stored: another recorder may have done it long ago."""
+        waited = datetime.now(UTC) - self.heard
+        return self.tried or waited > timedelta(seconds=inbox.DUPLICATE_WINDOW_S / 2)
 
 
 class _Rejections:
@@ -186,7 +193,7 @@ class Recorder:
         self._timezone = ZoneInfo(settings.daq_timezone)
         self._inbox: Client | None = None
         self._readying_inbox = asyncio.Lock()
-        self._waiting: asyncio.Queue[Msg] = asyncio.Queue(_WAITING_MESSAGES)
+        self._waiting: asyncio.Queue[tuple[Msg, datetime]] = asyncio.Queue(_WAITING_MESSAGES)
         self._waiting_bytes = 0
         self._plain: Subscription | None = None
         self._subscription_refused = False
@@ -267,7 +274,8 @@ class Recorder:
         try:
             async with aclosing(self._durable.batches()) as batches:
                 async for batch in batches:
-                    await self._record(batch, from_stream=True)
+                    now = datetime.now(UTC)
+                    await self._record([(each, now) for each in batch], from_stream=True)
                     if self._jetstream_refused:
                         break
                     if self.counts.durable:
@@ -287,16 +295,16 @@ class Recorder:
         if self._waiting.full() or self._waiting_bytes > _WAITING_BYTES:
             self.counts.dropped += 1
             return
-        self._waiting.put_nowait(message)
+        self._waiting.put_nowait((message, datetime.now(UTC)))
         self._waiting_bytes += len(message.data)
 
     async def _record_waiting(self) -> None:
         while True:
             batch = [await self._waiting.get()]
-            size = len(batch[0].data)
+            size = len(batch[0][0].data)
             while len(batch) < BATCH and size < _BATCH_BYTES and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
-                size += len(batch[-1].data)
+                size += len(batch[-1][0].data)
             self._waiting_bytes -= size
             await self._record(batch)
 
@@ -400,12 +408,15 @@ class Recorder:
                     self._jetstream_refused = False
                 return client
 
-    async def _record(self, messages: list[Msg], *, from_stream: bool = False) -> None:
+    async def _record(
+        self, messages: list[tuple[Msg, datetime]], *, from_stream: bool = False
+    ) -> None:
         """Stores messages, in order and however long that takes; then acknowledges them.
 
-        Several are under way to the inbox at once. If it dies then, those may change places.
+        With each is when it was heard. Several are under way to the inbox at once. If it dies then,
+        those may change places.
         """
-        waiting = [self._outgoing(message, from_stream=from_stream) for message in messages]
+        waiting = [self._outgoing(*each, from_stream=from_stream) for each in messages]
         client = self._inbox or await self._ready_inbox()
         said = False
         while waiting:
@@ -413,7 +424,8 @@ class Recorder:
             # Only a message that is no event can be longer than this.
             most = min(inbox.MAX_REJECTED_BYTES, client.max_payload - _HEADER_BYTES)
             answers = await asyncio.gather(
-                *(_store(jetstream, outgoing, most) for outgoing in waiting), return_exceptions=True
+                *(self._store(jetstream, outgoing, most) for outgoing in waiting),
+                return_exceptions=True,
             )
             failed = []
             for outgoing, answer in zip(waiting, answers, strict=True):
@@ -444,16 +456,12 @@ class Recorder:
         elif self._refused_since is None:
             self._refused_since = time.monotonic()
 
-    def _outgoing(self, message: Msg, *, from_stream: bool) -> _Outgoing:
+    def _outgoing(self, message: Msg, heard: datetime, *, from_stream: bool) -> _Outgoing:
         redelivered = from_stream and message.metadata.num_delivered > 1
         self.counts.received += not redelivered
-        headers = {inbox.RECEIVED_HEADER: datetime.now(UTC).isoformat()}
+        headers = {inbox.RECEIVED_HEADER: heard.isoformat()}
         try:
-            event = parse_announcement(
-                message.data,
-                timezone=self._timezone,
-                names_without_md5=self._settings.names_without_md5,
-            )
+            event = self._parse(message.data)
         except NotAnEventError as error:
             reason = _header_text(str(error))
             self._rejections.say(reason)
@@ -461,14 +469,46 @@ class Recorder:
                 inbox.REASON_HEADER: reason,
                 _ID: hashlib.sha256(message.data).hexdigest(),
             }
-            return _Outgoing(message, inbox.REJECTED_SUBJECT, headers, redelivered)
+            return _Outgoing(message, inbox.REJECTED_SUBJECT, headers, heard, None, redelivered)
         subject = f"{inbox.EVENT_SUBJECT}.{event.event_id}"
-        return _Outgoing(message, subject, headers | {_ID: event.message_id}, redelivered)
+        headers |= {_ID: event.message_id}
+        return _Outgoing(message, subject, headers, heard, event, redelivered)
+
+    def _parse(self, payload: bytes) -> Announcement:
+        return parse_announcement(
+            payload,
+            timezone=self._timezone,
+            names_without_md5=self._settings.names_without_md5,
+        )
+
+    async def _store(
+        self, jetstream: JetStreamContext, outgoing: _Outgoing, most_bytes: int
+    ) -> bool:
+        """Stores one message; returns whether it, or a newer one of its event, was there before."""
+        if outgoing.may_be_stored and await self._is_stored(jetstream, outgoing):
+            return True
+        payload, headers = outgoing.message.data, dict(outgoing.headers)
+        if len(payload) > most_bytes:
+            headers[inbox.SIZE_HEADER] = str(len(payload))
+        ack = await jetstream.publish(
+            outgoing.subject, payload[:most_bytes], stream=inbox.STREAM, headers=headers
+        )
+        return bool(ack.duplicate)
+
+    async def _is_stored(self, jetstream: JetStreamContext, outgoing: _Outgoing) -> bool:
+        """Whether the event has this announcement, or a newer one, which must remain the newest."""
+        if outgoing.event is None:
+            return False
+        try:
+            newest = await jetstream.get_last_msg(inbox.STREAM, outgoing.subject, direct=True)
+            return self._parse(newest.data or b"").acquired >= outgoing.event.acquired
+        except (NotFoundError, NotAnEventError):  # the latter by settings that have changed since
+            return False
 
     def _count(self, outgoing: _Outgoing, *, repeated: bool) -> None:
         if repeated:
             self.counts.duplicate += 1
-        elif outgoing.rejected:
+        elif outgoing.event is None:
             self.counts.rejected += 1
         else:
             self.counts.stored += 1
@@ -507,27 +547,6 @@ async def recorder_status(inbox_url: str, *, expected: int = 1) -> list[Recorder
     finally:
         await client.close()
     return sorted(counts, key=lambda count: count.name)
-
-
-async def _store(jetstream: JetStreamContext, outgoing: _Outgoing, most_bytes: int) -> bool:
-    """Stores one message; returns whether it was there already."""
-    if outgoing.tried and not outgoing.rejected and await _is_stored(jetstream, outgoing):
-        return True
-    payload, headers = outgoing.message.data, dict(outgoing.headers)
-    if len(payload) > most_bytes:
-        headers[inbox.SIZE_HEADER] = str(len(payload))
-    ack = await jetstream.publish(
-        outgoing.subject, payload[:most_bytes], stream=inbox.STREAM, headers=headers
-    )
-    return bool(ack.duplicate)
-
-
-async def _is_stored(jetstream: JetStreamContext, outgoing: _Outgoing) -> bool:
-    try:
-        newest = await jetstream.get_last_msg(inbox.STREAM, outgoing.subject, direct=True)
-    except NotFoundError:
-        return False
-    return (newest.headers or {}).get(_ID) == outgoing.headers[_ID]
 
 
 async def cancellable(work: Coroutine[Any, Any, Any]) -> None:
