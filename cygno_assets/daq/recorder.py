@@ -73,7 +73,8 @@ class RecorderCounts:
     """What happened since the recorder started; messages unless said otherwise.
 
     Attributes:
-        name: of the recorder; of several, their names.
+        name: of the recorder.
+        started: when it was, in s since 1970.
         received: from the DAQ.
         stored: as events, for the first time.
         duplicate: that the inbox already had, be it from another recorder.
@@ -88,6 +89,7 @@ class RecorderCounts:
     """
 
     name: str = "recorder"
+    started: float = 0.0
     received: int = 0
     stored: int = 0
     duplicate: int = 0
@@ -100,29 +102,15 @@ class RecorderCounts:
     refused_s: float = 0.0
 
 
-def add_up(counts: Iterable[RecorderCounts]) -> RecorderCounts:
-    """What recorders side by side have done together; of none, zeros.
+def received_together(counts: Iterable[RecorderCounts]) -> int:
+    """How many messages the DAQ has sent, as far as recorders side by side know.
 
-    Received is what the DAQ sent as far as they know, so what each of them heard counts once;
-    duplicates are then what is neither stored nor rejected. Connected is what one of them is.
+    What each of them heard counts once. A recorder that is started again counts from 0: their other
+    counts stand each for themselves, and add up to nothing.
     """
     each = list(counts)
     heard = [c.received for c in each if not c.durable]
-    received = max([*heard, sum(c.received for c in each if c.durable)], default=0)
-    stored, rejected = sum(c.stored for c in each), sum(c.rejected for c in each)
-    return RecorderCounts(
-        name=", ".join(c.name for c in each),
-        received=received,
-        stored=stored,
-        duplicate=max(0, received - stored - rejected),
-        rejected=rejected,
-        dropped=min((c.dropped for c in each), default=0),
-        daq_reconnects=sum(c.daq_reconnects for c in each),
-        inbox_reconnects=sum(c.inbox_reconnects for c in each),
-        daq_connected=any(c.daq_connected for c in each),
-        durable=any(c.durable for c in each),
-        refused_s=min((c.refused_s for c in each), default=0.0),
-    )
+    return max([*heard, sum(c.received for c in each if c.durable)])
 
 
 @dataclass
@@ -202,7 +190,7 @@ class Recorder:
         self._look_again = asyncio.Event()
         self._refused_since: float | None = None
         self._rejections = _Rejections()
-        self.counts = RecorderCounts(name)
+        self.counts = RecorderCounts(name, started=time.time())
 
     async def run(self) -> None:
         """Runs until cancelled; waits for either server as long as it takes."""

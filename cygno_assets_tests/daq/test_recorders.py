@@ -15,7 +15,7 @@ from nats.js.api import ConsumerConfig
 
 from cygno_assets.daq import inbox
 from cygno_assets.daq import recorder as recorder_module
-from cygno_assets.daq.recorder import RecorderCounts, add_up
+from cygno_assets.daq.recorder import RecorderCounts, received_together, recorder_status
 from cygno_assets.daq.source import DURABLE, DurableConsumer
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets_tests.daq.recording import (
@@ -101,45 +101,53 @@ def test_one_that_is_stopped_for_a_while_stores_nothing_twice(
                 and all(c.stored + c.duplicate == 3000 for c in both.counts().values())
             ),
         )
-        total = add_up(both.counts().values())
+        each = both.counts().values()
 
     assert stored_payloads(inbox_url) == payloads
-    assert total == RecorderCounts(name="one, two", received=3000, stored=3000, daq_connected=True)
+    assert sum(counts.stored for counts in each) == 3000
+    assert received_together(each) == 3000
+
+
+def test_one_that_is_started_again_counts_from_nothing_and_by_itself(
+    tmp_path: Path, daq_nats_url: str, inbox_url: str
+) -> None:
+    payloads = [event(number) for number in range(1000)]
+
+    with recorders(tmp_path, daq_nats_url, inbox_url) as both:
+        both.start()
+        announce(daq_nats_url, payloads[:400])
+        stored_at_least(inbox_url, 400)
+        both.kill("one")
+        both.start("one")
+        announce(daq_nats_url, payloads[400:])
+        wait_until(
+            "both have stored what they heard",
+            lambda: [c.stored + c.duplicate for c in both.counts().values()] == [600, 1000],
+        )
+        one, two = both.counts().values()
+
+    assert (one.received, two.received) == (600, 1000)
+    assert one.started > two.started
+    assert received_together([one, two]) == 1000
+    assert stored_payloads(inbox_url) == payloads
 
 
 @pytest.mark.parametrize(
-    ("counts", "total"),
+    ("counts", "received"),
     [
-        ([], RecorderCounts(name="")),
+        ([RecorderCounts("a", received=9), RecorderCounts("b", received=10)], 10),
         (
             [
-                RecorderCounts("a", received=9, stored=4, duplicate=3, rejected=2, dropped=1),
-                RecorderCounts("b", received=10, stored=3, duplicate=7, daq_connected=True),
+                RecorderCounts("a", received=5, durable=True),
+                RecorderCounts("b", received=6, durable=True),
             ],
-            RecorderCounts(
-                "a, b", received=10, stored=7, duplicate=1, rejected=2, daq_connected=True
-            ),
-        ),
-        (
-            [
-                RecorderCounts("a", received=5, stored=5, durable=True, daq_reconnects=1),
-                RecorderCounts("b", received=6, stored=5, durable=True, inbox_reconnects=2),
-            ],
-            RecorderCounts(
-                "a, b",
-                received=11,
-                stored=10,
-                duplicate=1,
-                durable=True,
-                daq_reconnects=1,
-                inbox_reconnects=2,
-            ),
+            11,
         ),
     ],
-    ids=["none", "each hears all", "dealt out"],
+    ids=["each hears all", "dealt out"],
 )
-def test_counts_are_added_up(counts: list[RecorderCounts], total: RecorderCounts) -> None:
-    assert add_up(counts) == total
+def test_what_they_have_received_together(counts: list[RecorderCounts], received: int) -> None:
+    assert received_together(counts) == received
 
 
 # --- a DAQ whose server keeps a stream
@@ -546,3 +554,29 @@ def test_what_one_could_not_store_for_long_is_not_stored_behind_what_came_since(
         asyncio.run(work(url))
         kept = stored(url.replace("nats://", f"nats://{LOGINS[1]}@"))
     assert [message.payload for message in kept if message.event_id] == [*old, *anew]
+
+
+def test_what_overflows_the_memory_is_counted_as_dropped(
+    tmp_path: Path, daq_nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "_WAITING_MESSAGES", 5)
+    store = json.dumps(str(tmp_path / "store"))
+    server = Permitting(tmp_path / "inbox", f"jetstream {{ store_dir: {store} }}")
+
+    async def work(url: str) -> None:
+        async with (
+            recording(daq_nats_url, url.replace("nats://", f"nats://{LOGINS[0]}@")) as recorder,
+            daq(daq_nats_url) as client,
+        ):
+            await until("it listens", lambda: recorder.counts.daq_connected)
+            await publish(client, event(0))
+            await until("it is under way", lambda: recorder.counts.received == 1)
+            await publish(client, *(event(number) for number in range(1, 16)))
+            await until("ten are dropped", lambda: recorder.counts.dropped == 10)
+            server.let("")
+            await until("the others are stored", lambda: recorder.counts.stored == 6)
+            [told] = await recorder_status(url.replace("nats://", f"nats://{LOGINS[1]}@"))
+            assert told.dropped == 10
+
+    with server.running('publish: { deny: ["cygno.daq.event.>"] }') as url:
+        asyncio.run(work(url))
