@@ -371,6 +371,12 @@ ROWS: list[Live | TrainingSet | Start] = [
          "'-' before its suffix: a URL",
          {"filename": f"https://anna:hunter2@minio/x?{SIGNATURE}.jpg"}),
     # times
+    Live("a signed name", REJECTED, r"has no suffix such as .jpg: 'x.jpg?\u2026'",
+         {"filename": f"x.jpg?{SIGNATURE}"}),
+    Live("a signed time", REJECTED, r"14:27:36.570564: '2024-11-27?\u2026'",
+         {"time": f"2024-11-27?{SIGNATURE}"}),
+    Live("a password in a name", REJECTED, r"before its suffix: '\u2026@minio.jpg'",
+         {"filename": "anna:hunter2@minio.jpg"}),
     Live("before 1970", REJECTED, "field 'time' is before 1970: '1969-12-31 23:59:59'",
          {"time": "1969-12-31 23:59:59"}),
     Live("in the future", REJECTED, f"field 'time' is more than a day in the future: '{TOMORROW}'",

@@ -307,6 +307,46 @@ class Inbox:
 
         return _run(read())
 
+    def read_rejected(self, after: int, *, limit: int) -> list[StoredMessage]:
+        """Reads on in the rejected messages alone, in order.
+
+        Args:
+            after: sequence of the last one already read; 0 for the beginning.
+            limit: how many messages at the most.
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+
+        async def read() -> list[StoredMessage]:
+            async with self._jetstream() as jetstream:
+                state = await _stream_state(jetstream)
+                return await _read(jetstream, after, limit, state, subject=REJECTED_SUBJECT)
+
+        return _run(read())
+
+    def rejected_message(self, sequence: int) -> StoredMessage | None:
+        """The rejected message of this sequence; None if that is no such message (any more).
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+        found = self.read_rejected(sequence - 1, limit=1)
+        return next((message for message in found if message.sequence == sequence), None)
+
+    def delete(self, sequence: int) -> None:
+        """Takes the message of this sequence out of the inbox.
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no such message.
+        """
+
+        async def work() -> None:
+            async with self._jetstream() as jetstream:
+                await jetstream.delete_msg(STREAM, sequence)
+
+        _run(work())
+
     def announced_until(self, sequence: int) -> tuple[list[str], int]:
         """What the inbox holds up to a place in the stream; without reading messages before it.
 
@@ -436,7 +476,12 @@ async def _messages_by_subject(jetstream: JetStreamContext) -> Counter[str]:
 
 
 async def _read(
-    jetstream: JetStreamContext, sequence: int, limit: int, state: StreamState
+    jetstream: JetStreamContext,
+    sequence: int,
+    limit: int,
+    state: StreamState,
+    *,
+    subject: str = _ALL_SUBJECTS,
 ) -> list[StoredMessage]:
     from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
@@ -444,7 +489,7 @@ async def _read(
     if limit <= 0 or read_to >= state.last_sequence:
         return []
     subscription = await jetstream.pull_subscribe(
-        _ALL_SUBJECTS,
+        subject,
         stream=STREAM,
         config=ConsumerConfig(
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
