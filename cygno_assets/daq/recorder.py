@@ -77,7 +77,8 @@ class RecorderCounts:
         started: when it was, in s since 1970.
         received: from the DAQ.
         stored: as events, for the first time.
-        duplicate: that the inbox already had, be it from another recorder.
+        duplicate: that the inbox already had, be it from another recorder, or from a first try of
+            ours that was not answered in time.
         rejected: that could not be events, for the first time.
         dropped: that overflowed the memory while the inbox was away.
         daq_reconnects: how often the connection to the DAQ's server came back.
