@@ -323,11 +323,16 @@ def rejected_list() -> None:
 
 @rejected.command("show")
 @click.argument("sequence", type=click.IntRange(1))
-def rejected_show(sequence: int) -> None:
-    """Show the message of this SEQUENCE, without the signature of its URL."""
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write the message into as it came, signatures included.",
+)
+def rejected_show(sequence: int, output: Path | None) -> None:
+    """Show the beginning of the message of this SEQUENCE, without the signature of its URL."""
     from cygno_assets.services.mending import show_rejected
 
-    show_rejected(load_settings(), sequence, click.echo)
+    show_rejected(load_settings(), sequence, click.echo, output=output)
 
 
 @rejected.command("replay")

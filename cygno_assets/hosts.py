@@ -21,6 +21,9 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _MAX_HOST_LENGTH = 253
 _SHOWN = 80
+_WORD = re.compile(r'(?:\\.|[^ \t\r\n"\\])+')
+_QUERY = re.compile(r"\?|\\u003f|%3f|x-amz-", re.IGNORECASE)
+_AT = re.compile(r"@|\\u0040|%40", re.IGNORECASE)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 """All that is given out of IPv6 (RFC 4291); what is not, some network may use for itself."""
@@ -149,6 +152,23 @@ def without_queries(text: str) -> str:
     """A text as it may be printed: a URL's signature opens its image for whoever reads it."""
     # Up to a space or a quotation mark, unless the mark is escaped, as in JSON: it is the query's.
     return re.sub(r'\?(?:\\.|[^\s"])*', "?…", text)
+
+
+def without_secrets(text: str) -> str:
+    """What somebody sent, as it may be printed: without queries, and without user names.
+
+    Of each word, which ends at a space or `"`, what is before an `@` and after a `?` is left out,
+    be it that these are written as JSON or a URL may write them, and with `://` or without.
+    """
+    return _WORD.sub(_without_its_secrets, text)
+
+
+def _without_its_secrets(word: re.Match[str]) -> str:
+    path, *query = _QUERY.split(word[0], maxsplit=1)
+    if query and _AT.search(query[0]):
+        return "…"  # the `?` may be part of a password, or the `@` of a signature
+    *user, rest = _AT.split(path)
+    return ("…@" if user else "") + rest + ("?…" if query else "")
 
 
 def _canonical(host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,6 +18,7 @@ from cygno_assets.hosts import (
     is_loopback,
     is_public,
     without_queries,
+    without_secrets,
 )
 
 
@@ -193,3 +195,28 @@ def test_a_query_ends_where_no_query_can_go_on(text: str, shown: str) -> None:
 def test_what_is_after_a_question_mark_is_never_printed(text: str, query: str) -> None:
     assert "?…" in without_queries(f"{text} https://minio/x.jpg?{query}")
     assert f"?{query}" not in without_queries(f"{text} https://minio/x.jpg?{query} {text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("x.jpg?X-Amz-Signature=c0ffee", "x.jpg?…"),
+        ("see https://anna:hunter2@minio/x?a='b'c \"y?z\"", 'see …@minio/x?… "y?…"'),
+        ("https://anna:hun?ter2@minio/x", "…"),
+        (r"https:\/\/a:b\u0040minio\/x\u003Fa=\"b", r"…@minio\/x?…"),
+        ("x.jpg;x-amz-signature=c0ffee", "x.jpg;?…"),
+        ("nothing secret, 100 %", "nothing secret, 100 %"),
+    ],
+)
+def test_what_somebody_sent_is_printed_without_secrets(text: str, printed: str) -> None:
+    assert without_secrets(text) == printed
+
+
+def test_a_quotation_mark_does_not_end_a_query() -> None:
+    assert without_queries("https://minio/x?a='b'&X-Amz-Signature=c") == "https://minio/x?…"
+
+
+def test_a_long_word_is_read_once() -> None:
+    began = time.process_time()
+    without_secrets("a" * 1_000_000 + "\\" * 1_000_001)
+    assert time.process_time() - began < 5

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from cygno_assets.hosts import Endpoint
+from cygno_assets.hosts import Endpoint, without_secrets
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -246,4 +246,5 @@ def _check_url(url: str) -> None:
 def _shown(value: str) -> str:
     if "://" in value:  # a URL in the wrong field; it may be presigned, or hold a password
         return "a URL"
+    value = without_secrets(value)  # such as one without its scheme
     return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")

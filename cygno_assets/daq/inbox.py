@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cygno_assets.daq.announcement import MAX_MESSAGE_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
@@ -34,6 +36,16 @@ REJECTED_SUBJECT = "cygno.daq.rejected"
 _ALL_SUBJECTS = "cygno.daq.>"
 RECEIVED_HEADER = "Cygno-Received"
 REASON_HEADER = "Cygno-Reason"
+SIZE_HEADER = "Cygno-Bytes"
+"""With a message of which only the beginning is kept: how long it was."""
+
+MAX_REJECTED_BYTES = MAX_MESSAGE_BYTES
+"""What is kept of a message that cannot be an event; a longer one never can, whatever is set."""
+DUPLICATE_WINDOW_S = 600.0
+"""For so long the server remembers message ids, at the most: longer than a recorder is behind the
+other. Each costs it some 100 bytes for as long."""
+_HEADER_BYTES = 1024
+_REJECTED_SHARE = 8
 
 _CONNECT_TIMEOUT_S = 3.0
 _REPLY_TIMEOUT_S = 5.0
@@ -70,7 +82,8 @@ class StoredMessage:
     Attributes:
         sequence: its place in the stream.
         subject: EVENT_SUBJECT.<event id> or REJECTED_SUBJECT.
-        payload: as received from the DAQ, byte for byte.
+        payload: as received from the DAQ, byte for byte; of a rejected one the beginning.
+        size: of the whole, in bytes.
         received: when the recorder had it from the DAQ: the announced time, as near as it is known.
         reason: why it cannot be an event; None if it is one.
     """
@@ -78,6 +91,7 @@ class StoredMessage:
     sequence: int
     subject: str
     payload: bytes
+    size: int
     received: datetime | None
     reason: str | None = None
 
@@ -150,7 +164,8 @@ async def ensure_stream(
     Args:
         jetstream: of the inbox's server.
         max_age_days: how long messages are kept.
-        max_bytes: how much is kept; the oldest messages go first.
+        max_bytes: how much is kept; the oldest messages go first. Rejected ones take an eighth of
+            it at the most, or junk would push out what is not read yet.
     """
     from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
     from nats.js.errors import NotFoundError
@@ -163,9 +178,12 @@ async def ensure_stream(
         storage=StorageType.FILE,
         max_age=max_age_days * 86_400,
         max_bytes=max_bytes,
-        # Two recorders of one announcement, or a client that sends twice: kept once. Longer than
-        # a recorder is behind the other; each id costs the server some 100 bytes for as long.
-        duplicate_window=min(600.0, max_age_days * 86_400),
+        # All that is rejected has one subject; an event's announcements are never so many.
+        max_msgs_per_subject=max(
+            1, max_bytes // _REJECTED_SHARE // (MAX_REJECTED_BYTES + _HEADER_BYTES)
+        ),
+        # Two recorders of one announcement, or a client that sends twice: kept once.
+        duplicate_window=min(DUPLICATE_WINDOW_S, max_age_days * 86_400),
         allow_direct=True,
     )
     try:
@@ -288,6 +306,46 @@ class Inbox:
                 return state, await _read(jetstream, sequence, limit, state)
 
         return _run(read())
+
+    def read_rejected(self, after: int, *, limit: int) -> list[StoredMessage]:
+        """Reads on in the rejected messages alone, in order.
+
+        Args:
+            after: sequence of the last one already read; 0 for the beginning.
+            limit: how many messages at the most.
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+
+        async def read() -> list[StoredMessage]:
+            async with self._jetstream() as jetstream:
+                state = await _stream_state(jetstream)
+                return await _read(jetstream, after, limit, state, subject=REJECTED_SUBJECT)
+
+        return _run(read())
+
+    def rejected_message(self, sequence: int) -> StoredMessage | None:
+        """The rejected message of this sequence; None if that is no such message (any more).
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no stream yet.
+        """
+        found = self.read_rejected(sequence - 1, limit=1)
+        return next((message for message in found if message.sequence == sequence), None)
+
+    def delete(self, sequence: int) -> None:
+        """Takes the message of this sequence out of the inbox.
+
+        Raises:
+            InboxUnavailableError: nobody answers, or there is no such message.
+        """
+
+        async def work() -> None:
+            async with self._jetstream() as jetstream:
+                await jetstream.delete_msg(STREAM, sequence)
+
+        _run(work())
 
     def announced_until(self, sequence: int) -> tuple[list[str], int]:
         """What the inbox holds up to a place in the stream; without reading messages before it.
@@ -418,17 +476,20 @@ async def _messages_by_subject(jetstream: JetStreamContext) -> Counter[str]:
 
 
 async def _read(
-    jetstream: JetStreamContext, sequence: int, limit: int, state: StreamState
+    jetstream: JetStreamContext,
+    sequence: int,
+    limit: int,
+    state: StreamState,
+    *,
+    subject: str = _ALL_SUBJECTS,
 ) -> list[StoredMessage]:
     from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-    # A fetch waits for as many as it asks for, so it must not ask for more than there are.
     read_to = max(sequence, state.first_sequence - 1)
-    wanted = min(limit, state.last_sequence - read_to)
-    if wanted <= 0:
+    if limit <= 0 or read_to >= state.last_sequence:
         return []
     subscription = await jetstream.pull_subscribe(
-        _ALL_SUBJECTS,
+        subject,
         stream=STREAM,
         config=ConsumerConfig(
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
@@ -439,6 +500,10 @@ async def _read(
         ),
     )
     messages: list[StoredMessage] = []
+    info = await subscription.consumer_info()
+    # A fetch waits for as many as it asks for, so it must not ask for more than there are; which
+    # sequences do not tell, for rejected messages are taken out between others.
+    wanted = min(limit, info.num_pending or 0)
     try:
         while len(messages) < wanted:
             batch = await subscription.fetch(wanted - len(messages), timeout=_REPLY_TIMEOUT_S)
@@ -447,7 +512,6 @@ async def _read(
         pass  # nats-py's word for an empty fetch: what was there has aged out meanwhile
     finally:
         # Unsubscribing alone would leave the consumer behind until it times out.
-        info = await subscription.consumer_info()
         await jetstream.delete_consumer(STREAM, info.name)
     return messages
 
@@ -478,12 +542,13 @@ def _fetched(message: Any) -> StoredMessage:
 def _stored(
     sequence: int | None, subject: str | None, payload: bytes | None, headers: Any
 ) -> StoredMessage:
-    headers = headers or {}
+    headers, payload = headers or {}, payload or b""
     received = headers.get(RECEIVED_HEADER)
     return StoredMessage(
         sequence=sequence or 0,
         subject=subject or "",
-        payload=payload or b"",
+        payload=payload,
+        size=int(headers.get(SIZE_HEADER, len(payload))),
         received=None if received is None else datetime.fromisoformat(received).astimezone(UTC),
         reason=headers.get(REASON_HEADER),
     )

@@ -14,7 +14,7 @@ import logging
 import time
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -31,6 +31,7 @@ from cygno_assets.daq.source import (
     DaqClient,
     DurableConsumer,
     is_jetstream_refused,
+    is_subscription_refused,
     login,
 )
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
     from nats.js import JetStreamContext
 
+    from cygno_assets.daq.announcement import Announcement
     from cygno_assets.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,10 +50,10 @@ log = logging.getLogger(__name__)
 STATUS_SUBJECT = "cygno.status.recorder"
 """On the inbox's server: every recorder answers any request with its counts as JSON."""
 
-MAX_REJECTED_BYTES = 4_000_000
-"""What is kept of a message that cannot be an event; NATS servers allow 1 MB unless told."""
-
 _RETRY_S = 0.5
+# The DAQ's server writes each refusal into its own log.
+_SUBSCRIBE_AGAIN_S = 5.0
+_SAY_REJECTED_EVERY_S = 60.0
 _HEADER_BYTES = 65_536
 _STORE_TIMEOUT_S = 5.0
 _STATUS_TIMEOUT_S = 1.0
@@ -71,10 +73,12 @@ class RecorderCounts:
     """What happened since the recorder started; messages unless said otherwise.
 
     Attributes:
-        name: of the recorder; of several, their names.
+        name: of the recorder.
+        started: when it was, in s since 1970.
         received: from the DAQ.
         stored: as events, for the first time.
-        duplicate: that the inbox already had, be it from another recorder.
+        duplicate: that the inbox already had, be it from another recorder, or from a first try of
+            ours that was not answered in time.
         rejected: that could not be events, for the first time.
         dropped: that overflowed the memory while the inbox was away.
         daq_reconnects: how often the connection to the DAQ's server came back.
@@ -86,6 +90,7 @@ class RecorderCounts:
     """
 
     name: str = "recorder"
+    started: float = 0.0
     received: int = 0
     stored: int = 0
     duplicate: int = 0
@@ -98,29 +103,15 @@ class RecorderCounts:
     refused_s: float = 0.0
 
 
-def add_up(counts: Iterable[RecorderCounts]) -> RecorderCounts:
-    """What recorders side by side have done together; of none, zeros.
+def received_together(counts: Iterable[RecorderCounts]) -> int:
+    """How many messages the DAQ has sent, as far as recorders side by side know.
 
-    Received is what the DAQ sent as far as they know, so what each of them heard counts once;
-    duplicates are then what is neither stored nor rejected. Connected is what one of them is.
+    What each of them heard counts once. A recorder that is started again counts from 0: their other
+    counts stand each for themselves, and add up to nothing.
     """
     each = list(counts)
     heard = [c.received for c in each if not c.durable]
-    received = max([*heard, sum(c.received for c in each if c.durable)], default=0)
-    stored, rejected = sum(c.stored for c in each), sum(c.rejected for c in each)
-    return RecorderCounts(
-        name=", ".join(c.name for c in each),
-        received=received,
-        stored=stored,
-        duplicate=max(0, received - stored - rejected),
-        rejected=rejected,
-        dropped=min((c.dropped for c in each), default=0),
-        daq_reconnects=sum(c.daq_reconnects for c in each),
-        inbox_reconnects=sum(c.inbox_reconnects for c in each),
-        daq_connected=any(c.daq_connected for c in each),
-        durable=any(c.durable for c in each),
-        refused_s=min((c.refused_s for c in each), default=0.0),
-    )
+    return max([*heard, sum(c.received for c in each if c.durable)])
 
 
 @dataclass
@@ -131,17 +122,49 @@ class _Outgoing:
         message: as it came from the DAQ.
         subject: it is stored by.
         headers: it is stored with.
+        heard: when it came from the DAQ.
+        event: that it announces; None if it is rejected.
         tried: it may be stored already, longer ago than the inbox remembers ids.
     """
 
     message: Msg
     subject: str
     headers: dict[str, str]
+    heard: datetime
+    event: Announcement | None
     tried: bool
 
     @property
-    def rejected(self) -> bool:
-        return self.subject == inbox.REJECTED_SUBJECT
+    def may_be_stored(self) -> bool:
+        """Whether to look before it is stored: another recorder may have done it long ago."""
+        waited = datetime.now(UTC) - self.heard
+        return self.tried or waited > timedelta(seconds=inbox.DUPLICATE_WINDOW_S / 2)
+
+
+class _Rejections:
+    """What is logged of rejected messages: the first, then their number, once a minute."""
+
+    def __init__(self) -> None:
+        self._since_said: int | None = None
+
+    def say(self, reason: str) -> None:
+        self._reason = reason
+        if self._since_said is None:
+            log.warning("rejected a message: %s", reason)
+            self._begin()
+        else:
+            self._since_said += 1
+
+    def _begin(self) -> None:
+        self._since_said = 0
+        asyncio.get_running_loop().call_later(_SAY_REJECTED_EVERY_S, self._sum_up)
+
+    def _sum_up(self) -> None:
+        if not self._since_said:
+            self._since_said = None
+            return
+        log.warning("rejected %d more messages; the last: %s", self._since_said, self._reason)
+        self._begin()
 
 
 class Recorder:
@@ -159,14 +182,16 @@ class Recorder:
         self._timezone = ZoneInfo(settings.daq_timezone)
         self._inbox: Client | None = None
         self._readying_inbox = asyncio.Lock()
-        self._waiting: asyncio.Queue[Msg] = asyncio.Queue(_WAITING_MESSAGES)
+        self._waiting: asyncio.Queue[tuple[Msg, datetime]] = asyncio.Queue(_WAITING_MESSAGES)
         self._waiting_bytes = 0
         self._plain: Subscription | None = None
+        self._subscription_refused = False
         self._durable: DurableConsumer | None = None
         self._jetstream_refused = False
         self._look_again = asyncio.Event()
         self._refused_since: float | None = None
-        self.counts = RecorderCounts(name)
+        self._rejections = _Rejections()
+        self.counts = RecorderCounts(name, started=time.time())
 
     async def run(self) -> None:
         """Runs until cancelled; waits for either server as long as it takes."""
@@ -201,6 +226,8 @@ class Recorder:
                     if not await self._read_stream(daq):
                         wait_s = _LOOK_FOR_STREAM_EVERY_S
                     await self._subscribe(daq)
+                    if self._plain is None:
+                        wait_s = _SUBSCRIBE_AGAIN_S
                 except NATS_FAILURES as error:
                     log.warning("the DAQ's server: %s; trying on", inbox.said_of(error))
                 await _wait_for(self._look_again, wait_s)
@@ -210,12 +237,20 @@ class Recorder:
             await daq.close()
 
     async def _subscribe(self, daq: Client) -> None:
-        if self._plain is None:
-            plain = await daq.subscribe(self._settings.daq_subject, cb=self._hear)
-            await daq.flush()
-            self._plain = plain
-            self.counts.daq_connected = True
-            log.info("recording %s", self._settings.daq_subject)
+        if self._plain is not None and not self._subscription_refused:
+            return
+        if self._plain is not None:  # it was permitted, and is not any more
+            plain, self._plain = self._plain, None
+            await plain.unsubscribe()
+        self._subscription_refused = False
+        plain = await daq.subscribe(self._settings.daq_subject, cb=self._hear)
+        await daq.flush()  # a refusal comes before the answer to this
+        if self._subscription_refused:
+            await plain.unsubscribe()
+            return
+        self._plain = plain
+        self.counts.daq_connected = True
+        log.info("recording %s", self._settings.daq_subject)
 
     async def _read_stream(self, daq: Client) -> bool:
         """Reads from the DAQ's stream as long as it lets us; returns False if there is none."""
@@ -228,33 +263,37 @@ class Recorder:
         try:
             async with aclosing(self._durable.batches()) as batches:
                 async for batch in batches:
-                    await self._record(batch, from_stream=True)
+                    now = datetime.now(UTC)
+                    await self._record([(each, now) for each in batch], from_stream=True)
                     if self._jetstream_refused:
                         break
+                    if self.counts.durable:
+                        continue
                     if self._plain is not None:
                         plain, self._plain = self._plain, None
                         await plain.drain()  # type: ignore[no-untyped-call]  # nats-py's
-                        self.counts.durable = True
-                        log.info("recording %s from stream %s", subject, self._durable.stream)
+                    self.counts.durable = self.counts.daq_connected = True
+                    log.info("recording %s from stream %s", subject, self._durable.stream)
         finally:
             self._durable = None
             self.counts.durable = False
+            self.counts.daq_connected = self._plain is not None and daq.is_connected
         return True
 
     async def _hear(self, message: Msg) -> None:
         if self._waiting.full() or self._waiting_bytes > _WAITING_BYTES:
             self.counts.dropped += 1
             return
-        self._waiting.put_nowait(message)
+        self._waiting.put_nowait((message, datetime.now(UTC)))
         self._waiting_bytes += len(message.data)
 
     async def _record_waiting(self) -> None:
         while True:
             batch = [await self._waiting.get()]
-            size = len(batch[0].data)
+            size = len(batch[0][0].data)
             while len(batch) < BATCH and size < _BATCH_BYTES and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
-                size += len(batch[-1].data)
+                size += len(batch[-1][0].data)
             self._waiting_bytes -= size
             await self._record(batch)
 
@@ -296,6 +335,7 @@ class Recorder:
             log.warning("lost the connection to the %s", where)
             if daq:
                 self.counts.daq_connected = False
+                self._subscription_refused = False
 
         async def back() -> None:
             nonlocal quiet
@@ -304,7 +344,8 @@ class Recorder:
             if not daq:
                 self.counts.inbox_reconnects += 1
                 return
-            self.counts.daq_connected = True
+            # If it does not let us subscribe again, it has said so before.
+            self.counts.daq_connected = not self._subscription_refused
             self.counts.daq_reconnects += 1
             self._jetstream_refused = False
             self._look_again.set()
@@ -318,6 +359,12 @@ class Recorder:
             nonlocal quiet
             if isinstance(error, nats.errors.SlowConsumerError):
                 self.counts.dropped += 1
+            if daq and is_subscription_refused(error, self._settings.daq_subject):
+                self._subscription_refused = True
+                self.counts.daq_connected = self.counts.durable
+                if self._plain is not None:  # taken away, and so worth a word again
+                    quiet = False
+                    self._look_again.set()
             if daq and is_jetstream_refused(error):
                 if not self._jetstream_refused:
                     log.warning("%s: %s; a plain subscription then", where, inbox.said_of(error))
@@ -350,20 +397,24 @@ class Recorder:
                     self._jetstream_refused = False
                 return client
 
-    async def _record(self, messages: list[Msg], *, from_stream: bool = False) -> None:
+    async def _record(
+        self, messages: list[tuple[Msg, datetime]], *, from_stream: bool = False
+    ) -> None:
         """Stores messages, in order and however long that takes; then acknowledges them.
 
-        Several are under way to the inbox at once. If it dies then, those may change places.
+        With each is when it was heard. Several are under way to the inbox at once. If it dies then,
+        those may change places.
         """
-        waiting = [self._outgoing(message, from_stream=from_stream) for message in messages]
+        waiting = [self._outgoing(*each, from_stream=from_stream) for each in messages]
         client = self._inbox or await self._ready_inbox()
         said = False
         while waiting:
             jetstream = client.jetstream(timeout=_STORE_TIMEOUT_S)
-            # Only a message that is no event can be larger than the inbox takes.
-            most = min(MAX_REJECTED_BYTES, client.max_payload - _HEADER_BYTES)
+            # Only a message that is no event can be longer than this.
+            most = min(inbox.MAX_REJECTED_BYTES, client.max_payload - _HEADER_BYTES)
             answers = await asyncio.gather(
-                *(_store(jetstream, outgoing, most) for outgoing in waiting), return_exceptions=True
+                *(self._store(jetstream, outgoing, most) for outgoing in waiting),
+                return_exceptions=True,
             )
             failed = []
             for outgoing, answer in zip(waiting, answers, strict=True):
@@ -394,31 +445,59 @@ class Recorder:
         elif self._refused_since is None:
             self._refused_since = time.monotonic()
 
-    def _outgoing(self, message: Msg, *, from_stream: bool) -> _Outgoing:
+    def _outgoing(self, message: Msg, heard: datetime, *, from_stream: bool) -> _Outgoing:
         redelivered = from_stream and message.metadata.num_delivered > 1
         self.counts.received += not redelivered
-        headers = {inbox.RECEIVED_HEADER: datetime.now(UTC).isoformat()}
+        headers = {inbox.RECEIVED_HEADER: heard.isoformat()}
         try:
-            event = parse_announcement(
-                message.data,
-                timezone=self._timezone,
-                names_without_md5=self._settings.names_without_md5,
-            )
+            event = self._parse(message.data)
         except NotAnEventError as error:
             reason = _header_text(str(error))
-            log.warning("rejected a message: %s", reason)
+            self._rejections.say(reason)
             headers |= {
                 inbox.REASON_HEADER: reason,
                 _ID: hashlib.sha256(message.data).hexdigest(),
             }
-            return _Outgoing(message, inbox.REJECTED_SUBJECT, headers, redelivered)
+            return _Outgoing(message, inbox.REJECTED_SUBJECT, headers, heard, None, redelivered)
         subject = f"{inbox.EVENT_SUBJECT}.{event.event_id}"
-        return _Outgoing(message, subject, headers | {_ID: event.message_id}, redelivered)
+        headers |= {_ID: event.message_id}
+        return _Outgoing(message, subject, headers, heard, event, redelivered)
+
+    def _parse(self, payload: bytes) -> Announcement:
+        return parse_announcement(
+            payload,
+            timezone=self._timezone,
+            names_without_md5=self._settings.names_without_md5,
+        )
+
+    async def _store(
+        self, jetstream: JetStreamContext, outgoing: _Outgoing, most_bytes: int
+    ) -> bool:
+        """Stores one message; returns whether it, or a newer one of its event, was there before."""
+        if outgoing.may_be_stored and await self._is_stored(jetstream, outgoing):
+            return True
+        payload, headers = outgoing.message.data, dict(outgoing.headers)
+        if len(payload) > most_bytes:
+            headers[inbox.SIZE_HEADER] = str(len(payload))
+        ack = await jetstream.publish(
+            outgoing.subject, payload[:most_bytes], stream=inbox.STREAM, headers=headers
+        )
+        return bool(ack.duplicate)
+
+    async def _is_stored(self, jetstream: JetStreamContext, outgoing: _Outgoing) -> bool:
+        """Whether the event has this announcement, or a newer one, which must remain the newest."""
+        if outgoing.event is None:
+            return False
+        try:
+            newest = await jetstream.get_last_msg(inbox.STREAM, outgoing.subject, direct=True)
+            return self._parse(newest.data or b"").acquired >= outgoing.event.acquired
+        except (NotFoundError, NotAnEventError):  # the latter by settings that have changed since
+            return False
 
     def _count(self, outgoing: _Outgoing, *, repeated: bool) -> None:
         if repeated:
             self.counts.duplicate += 1
-        elif outgoing.rejected:
+        elif outgoing.event is None:
             self.counts.rejected += 1
         else:
             self.counts.stored += 1
@@ -457,27 +536,6 @@ async def recorder_status(inbox_url: str, *, expected: int = 1) -> list[Recorder
     finally:
         await client.close()
     return sorted(counts, key=lambda count: count.name)
-
-
-async def _store(jetstream: JetStreamContext, outgoing: _Outgoing, most_bytes: int) -> bool:
-    """Stores one message; returns whether it was there already."""
-    if outgoing.tried and not outgoing.rejected and await _is_stored(jetstream, outgoing):
-        return True
-    ack = await jetstream.publish(
-        outgoing.subject,
-        outgoing.message.data[:most_bytes],
-        stream=inbox.STREAM,
-        headers=dict(outgoing.headers),
-    )
-    return bool(ack.duplicate)
-
-
-async def _is_stored(jetstream: JetStreamContext, outgoing: _Outgoing) -> bool:
-    try:
-        newest = await jetstream.get_last_msg(inbox.STREAM, outgoing.subject, direct=True)
-    except NotFoundError:
-        return False
-    return (newest.headers or {}).get(_ID) == outgoing.headers[_ID]
 
 
 async def cancellable(work: Coroutine[Any, Any, Any]) -> None:

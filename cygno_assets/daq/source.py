@@ -63,8 +63,22 @@ def is_jetstream_refused(error: Exception) -> bool:
     return "permissions violation" in said and "$js." in said
 
 
+def is_subscription_refused(error: Exception, subject: str) -> bool:
+    """Whether this is the server's word that we may not subscribe to this subject."""
+    return f'permissions violation for subscription to "{subject.lower()}"' in str(error).lower()
+
+
 class DaqClient(Client):
-    """nats-py's client, but one that was told to use TLS sends nothing secret without."""
+    """nats-py's client, with two promises more.
+
+    One that was told to use TLS sends nothing secret without. When `flush` returns, the server has
+    answered all that was sent before, and has complained where it had to.
+    """
+
+    async def flush(self, timeout: int = 10) -> None:
+        """Waits for the server; nats-py's first ping overtakes what is not on the wire yet."""
+        for _ in range(2):
+            await super().flush(timeout)
 
     def _connect_command(self) -> bytes:
         server = self._current_server

@@ -173,9 +173,7 @@ class Health:
     Attributes:
         measured: when, in s since 1970.
         inbox_answers: whether it does; if not, what it tells is None.
-        recorders: names of those that answer.
-        daq_connected: whether one of them hears the DAQ.
-        refused_s: for how long the inbox has stored nothing of what they have; 0 if it does.
+        recorders: what those that answer have counted, each since it started.
         announced: events that came into the inbox.
         materialized: live runs that made their event.
         backlog: events under way.
@@ -188,9 +186,7 @@ class Health:
 
     measured: float
     inbox_answers: bool
-    recorders: Sequence[str]
-    daq_connected: bool
-    refused_s: float
+    recorders: Sequence[RecorderCounts]
     announced: Rate | None
     materialized: Rate
     backlog: Backlog
@@ -199,6 +195,16 @@ class Health:
     rejected: int | None
     executing: int
     disk: Disk
+
+    @property
+    def daq_connected(self) -> bool:
+        """Whether one of the recorders hears the DAQ."""
+        return any(recorder.daq_connected for recorder in self.recorders)
+
+    @property
+    def refused_s(self) -> float:
+        """For how long the inbox has stored nothing of what recorders have; 0 if it does."""
+        return min((recorder.refused_s for recorder in self.recorders), default=0.0)
 
     def numbers(self) -> dict[str, float]:
         """All of it as numbers, NaN where one is not known; NUMBERS says what they are."""
@@ -238,6 +244,12 @@ class Health:
             found.append("the DAQ is not connected: no recorder reaches its NATS server")
         if self.refused_s > _REFUSED_S:
             found.append(f"the inbox has stored nothing for {self.refused_s:.0f} s")
+        found += [
+            f"{recorder.name} has dropped {recorder.dropped} messages since it was started, for "
+            "its memory was full"
+            for recorder in self.recorders
+            if recorder.dropped
+        ]
         if self.failed:
             found.append(f"events failed for good in the last day: {sum(self.failed.values())}")
         oldest, expires = self.backlog.oldest_s, self.backlog.url_expires_in_s
@@ -258,8 +270,6 @@ def measure(instance: DagsterInstance, inbox: Inbox, settings: Settings) -> Heal
         inbox: of announcements; it may be away.
         settings: whose home and data are looked at.
     """
-    from cygno_assets.daq.recorder import add_up
-
     now = datetime.now(UTC)
     # In this order: what moves on meanwhile is found further on the road, never nowhere.
     heard = _listen(instance, inbox, settings, now)
@@ -278,13 +288,10 @@ def measure(instance: DagsterInstance, inbox: Inbox, settings: Settings) -> Heal
         known = [sequence for sequence in begun if sequence > 0]
         if known:
             oldest_s, expires_s = _oldest(inbox, min(known), settings, now)
-    together = add_up(heard.recorders if heard is not None else [])
     return Health(
         measured=now.timestamp(),
         inbox_answers=heard is not None,
-        recorders=[] if heard is None else [recorder.name for recorder in heard.recorders],
-        daq_connected=together.daq_connected,
-        refused_s=together.refused_s,
+        recorders=[] if heard is None else heard.recorders,
         announced=None if heard is None else heard.announced,
         materialized=Rate(
             _made_by_runs(instance, now - _MINUTE), _made_by_runs(instance, now - _HOUR)

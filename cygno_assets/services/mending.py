@@ -11,22 +11,25 @@ from zoneinfo import ZoneInfo
 
 from cygno_assets.daq import inbox
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
-from cygno_assets.hosts import without_queries
+from cygno_assets.hosts import without_secrets
 from cygno_assets.services.backfill import run_events_backfill
 from cygno_assets.services.dagster_instance import dagster_instance
 from cygno_assets.services.process import ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from dagster import DagsterInstance
 
+    from cygno_assets.daq.announcement import Announcement
     from cygno_assets.daq.inbox import StoredMessage
     from cygno_assets.records.reconciliation import Reconciliation
     from cygno_assets.settings import Settings
 
 _SHOWN = 20
-_READ_AT_ONCE = 1000
+_READ_AT_ONCE = 100  # of 64 KiB each, at the most
+_SHOWN_CHARACTERS = 2000
 
 
 def run_reconcile(
@@ -107,28 +110,48 @@ def list_rejected(settings: Settings, say: Callable[[str], None]) -> None:
     """
     for message in _rejected(settings):
         when = "" if message.received is None else f"{message.received:%Y-%m-%d %H:%M:%S} UTC"
-        say(f"{message.sequence:>8}  {when:23}  {len(message.payload):>7} B  {message.reason}")
+        reason = _printable(message.reason or "")
+        say(f"{message.sequence:>8}  {when:23}  {message.size:>7} B  {reason}")
 
 
-def show_rejected(settings: Settings, sequence: int, say: Callable[[str], None]) -> None:
-    """Shows one such message, its text with anything after a `?` taken out.
+def show_rejected(
+    settings: Settings, sequence: int, say: Callable[[str], None], *, output: Path | None = None
+) -> None:
+    """Shows the beginning of one such message, as no terminal takes it for anything but text.
+
+    Args:
+        settings: where the inbox is.
+        sequence: of the message.
+        say: told of it, line by line.
+        output: file to write it into as it came, with all that is secret in it.
 
     Raises:
-        ServiceError: there is none of this sequence.
+        ServiceError: there is none of this sequence, or the file cannot be written.
         InboxUnavailableError: the inbox does not answer.
     """
     message = _one_rejected(settings, sequence)
+    text = _printable(message.payload.decode("utf-8", "backslashreplace"))
     say(f"sequence  {message.sequence}")
     say(f"received  {message.received}")
-    say(f"reason    {message.reason}")
-    say(f"bytes     {len(message.payload)}")
-    say(without_queries(message.payload.decode("utf-8", "backslashreplace")))
+    say(f"reason    {_printable(message.reason or '')}")
+    say(f"bytes     {message.size}, {len(message.payload)} of them kept")
+    say(text[:_SHOWN_CHARACTERS])
+    if len(text) > _SHOWN_CHARACTERS:
+        left = len(text) - _SHOWN_CHARACTERS
+        say(f"… and {left} more characters: --output writes all that is kept into a file")
+    if output is not None:
+        try:
+            output.write_bytes(message.payload)
+        except OSError as error:
+            raise ServiceError(f"cannot write {output}: {error.strerror}") from None
 
 
 def replay_rejected(
     settings: Settings, sequences: Sequence[int], say: Callable[[str], None]
 ) -> int:
     """Reads rejected messages again, by the settings of now; what is an event goes its way.
+
+    It is not among the rejected ones any more then.
 
     Args:
         settings: by which they are read, and where the inbox is.
@@ -144,43 +167,64 @@ def replay_rejected(
     """
     wanted = [_one_rejected(settings, s) for s in sequences] if sequences else _rejected(settings)
     still = 0
+    reader = inbox.Inbox(settings.resolve_inbox_url)
     for message in wanted:
         try:
-            event = parse_announcement(
-                message.payload,
-                timezone=ZoneInfo(settings.daq_timezone),
-                names_without_md5=settings.names_without_md5,
-            )
+            event = _event_in(message, settings)
         except NotAnEventError as error:
             say(f"{message.sequence}  still rejected: {error}")
             still += 1
             continue
-        asyncio.run(
-            inbox.store_event(
-                settings.resolve_inbox_url(), event, message.payload, message.received
+        if _would_be_newest(event, reader, settings):
+            asyncio.run(
+                inbox.store_event(
+                    settings.resolve_inbox_url(), event, message.payload, message.received
+                )
             )
-        )
+        reader.delete(message.sequence)
         say(f"{message.sequence}  {event.event_id}")
     return 1 if still else 0
 
 
-def _rejected(settings: Settings) -> list[StoredMessage]:
+def _rejected(settings: Settings) -> Iterator[StoredMessage]:
     reader = inbox.Inbox(settings.resolve_inbox_url)
-    found: list[StoredMessage] = []
     after = 0
-    while True:
-        _, messages = reader.read_after(after, limit=_READ_AT_ONCE)
-        if not messages:
-            return found
-        found += [message for message in messages if message.event_id is None]
+    while messages := reader.read_rejected(after, limit=_READ_AT_ONCE):
+        yield from messages
         after = messages[-1].sequence
 
 
 def _one_rejected(settings: Settings, sequence: int) -> StoredMessage:
-    _, messages = inbox.Inbox(settings.resolve_inbox_url).read_after(sequence - 1, limit=1)
-    if not messages or messages[0].sequence != sequence or messages[0].event_id is not None:
+    message = inbox.Inbox(settings.resolve_inbox_url).rejected_message(sequence)
+    if message is None:
         raise ServiceError(f"the inbox has no rejected message of sequence {sequence}")
-    return messages[0]
+    return message
+
+
+def _event_in(message: StoredMessage, settings: Settings) -> Announcement:
+    if message.size > len(message.payload):
+        raise NotAnEventError(f"of its {message.size} bytes only the beginning is kept")
+    return parse_announcement(
+        message.payload,
+        timezone=ZoneInfo(settings.daq_timezone),
+        names_without_md5=settings.names_without_md5,
+    )
+
+
+def _would_be_newest(event: Announcement, reader: inbox.Inbox, settings: Settings) -> bool:
+    """Whether no announcement of the event is as new: a stale URL must not become its newest."""
+    newest = reader.newest_announcement(event.event_id)
+    try:
+        return newest is None or _event_in(newest, settings).acquired < event.acquired
+    except NotAnEventError:  # by settings that have changed since
+        return True
+
+
+def _printable(text: str) -> str:
+    """A text of whoever sent it as it may be printed: no secret, nothing that moves a terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in without_secrets(text)
+    )
 
 
 def _reconciled(instance: DagsterInstance, settings: Settings) -> Reconciliation:

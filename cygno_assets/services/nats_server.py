@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from cygno_assets.daq.recorder import MAX_REJECTED_BYTES
+from cygno_assets.daq.inbox import MAX_REJECTED_BYTES
 from cygno_assets.services.process import Service, free_port
 
 _READY_TIMEOUT_S = 15.0

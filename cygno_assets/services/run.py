@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cygno_assets.daq.inbox import Inbox, InboxUnavailableError
+from cygno_assets.daq.recorder import received_together
 from cygno_assets.services.guardian import pause
 from cygno_assets.services.process import Service
 from cygno_assets.services.progress import LiveLine, Progress, TrainingProgress
@@ -198,24 +199,24 @@ def _follow_up(stack: Stack) -> None:
             progress.update(instance, events)
             counts = _recorder_counts(stack)
             if counts:
-                progress.announced = counts.received
+                progress.announced = received_together(counts)
             trouble = (
                 "  NO RECORDER"
-                if counts is None
+                if not counts
                 else ""
-                if counts.daq_connected
+                if any(recorder.daq_connected for recorder in counts)
                 else "  DAQ NOT CONNECTED"
             )
             line.show(progress.line() + trouble)
             pause(_LOOK_EVERY_S)
 
 
-def _recorder_counts(stack: Stack) -> RecorderCounts | None:
-    """None while the inbox or all recorders are away: they are started again."""
+def _recorder_counts(stack: Stack) -> list[RecorderCounts]:
+    """None of any while the inbox or all recorders are away: they are started again."""
     try:
         return stack.recorder_counts()
     except InboxUnavailableError:
-        return None
+        return []
 
 
 def _instance() -> DagsterInstance:

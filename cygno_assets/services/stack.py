@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from cygno_assets.daq.inbox import InboxUnavailableError
-from cygno_assets.daq.recorder import add_up, recorder_status
+from cygno_assets.daq.recorder import recorder_status
 from cygno_assets.services.dagster_services import DagsterServices
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import Service, ServiceError
@@ -86,23 +86,23 @@ class Stack:
         with suppress(InboxUnavailableError):
             counts = self.recorder_counts()
             free = shutil.disk_usage(self.settings.home / "inbox").free
-            if counts and counts.refused_s > _REFUSED_S and free > _ROOM_BYTES:
+            refused_s = min((one.refused_s for one in counts), default=0.0)
+            if refused_s > _REFUSED_S and free > _ROOM_BYTES:
                 self.supervisor.say(
-                    f"the inbox has stored nothing for {counts.refused_s:.0f} s; it is started "
+                    f"the inbox has stored nothing for {refused_s:.0f} s; it is started "
                     f"again ({inbox.log_file})"
                 )
                 inbox.restart()
                 self._looked = time.monotonic() + _REFUSED_S  # it comes up first
 
-    def recorder_counts(self) -> RecorderCounts | None:
-        """What the recorders have counted since each started; None if none answers.
+    def recorder_counts(self) -> list[RecorderCounts]:
+        """What the recorders have counted since each started; of those that answer.
 
         Raises:
             InboxUnavailableError: the inbox does not answer.
         """
         url = self.settings.resolve_inbox_url()
-        counts = asyncio.run(recorder_status(url, expected=len(RECORDERS)))
-        return add_up(counts) if counts else None
+        return asyncio.run(recorder_status(url, expected=len(RECORDERS)))
 
 
 @contextmanager

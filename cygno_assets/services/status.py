@@ -10,6 +10,7 @@ import http.client
 import json
 import re
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from dagster import DagsterInstance
 
+    from cygno_assets.daq.recorder import RecorderCounts
     from cygno_assets.records.health import Health, Rate
     from cygno_assets.settings import Settings
 
@@ -147,7 +149,8 @@ def _wrong(health: Health, processes: Processes | None, settings: Settings) -> l
     if processes is None:
         return wrong
     if health.recorders:  # if there is none at all, that is said already
-        wrong += [f"{name} does not answer" for name in RECORDERS if name not in health.recorders]
+        answering = {recorder.name for recorder in health.recorders}
+        wrong += [f"{name} does not answer" for name in RECORDERS if name not in answering]
     for name, is_up in _servers_up(processes).items():
         if not is_up:
             wrong.append(f"the {name.replace('_', ' ').replace('ui', 'UI')} is down")
@@ -175,7 +178,7 @@ def _document(
     }
     if health is None:
         return document
-    answering = set(health.recorders)
+    answering = {recorder.name for recorder in health.recorders}
     expected = RECORDERS if processes is not None else ()
     return document | {
         "measured": health.measured,
@@ -184,6 +187,10 @@ def _document(
             "recorders": {name: name in answering for name in sorted({*expected, *answering})},
             "daq_connected": health.daq_connected,
             **({} if processes is None else _servers_up(processes)),
+        },
+        "recorders": {
+            recorder.name: {name: n for name, n in asdict(recorder).items() if name != "name"}
+            for recorder in health.recorders
         },
         "events": {
             "announced": health.announced and asdict(health.announced),
@@ -232,6 +239,7 @@ def _lines(
     return [
         f"home       {settings.home}",
         f"servers    {', '.join(up)}",
+        *(f"{recorder.name:10} {_counts(recorder)}" for recorder in health.recorders),
         f"announced  {_rate(health.announced)}",
         f"tensors    {_rate(health.materialized)}",
         f"backlog    {backlog.events}: {', '.join(waits)}"
@@ -243,6 +251,16 @@ def _lines(
         *(f"WRONG      {line}" for line in wrong),
         *([] if wrong else ["all is well"]),
     ]
+
+
+def _counts(recorder: RecorderCounts) -> str:
+    started = datetime.fromtimestamp(recorder.started, UTC)
+    return (
+        f"received {recorder.received}, stored {recorder.stored}, "
+        f"duplicate {recorder.duplicate}, rejected {recorder.rejected}, "
+        f"dropped {recorder.dropped}; reconnects: DAQ {recorder.daq_reconnects}, "
+        f"inbox {recorder.inbox_reconnects}; since {started:%Y-%m-%d %H:%M} UTC"
+    )
 
 
 def _up(is_up: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,20 @@ def test_new_limits_keep_what_is_there(inbox_url: str) -> None:
 
 
 # --- reading
+
+
+def test_what_was_taken_out_in_between_is_not_waited_for(inbox_url: str) -> None:
+    fill_inbox(inbox_url, PAYLOADS)
+
+    async def delete(jetstream: JetStreamContext) -> None:
+        await jetstream.delete_msg(inbox.STREAM, 2)
+
+    with_jetstream(inbox_url, delete)
+    began = time.monotonic()
+    _, messages = inbox_at(inbox_url).read_after(0, limit=10)
+
+    assert [stored.sequence for stored in messages] == [1, 3]
+    assert time.monotonic() - began < inbox._REPLY_TIMEOUT_S
 
 
 def test_messages_are_read_as_they_were_stored(inbox_url: str) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cygno_assets.daq import inbox
-from cygno_assets.daq.inbox import Inbox, InboxUnavailableError
+from cygno_assets.daq import recorder as recorder_module
+from cygno_assets.daq.inbox import MAX_REJECTED_BYTES, Inbox, InboxUnavailableError
 from cygno_assets.daq.recorder import (
-    MAX_REJECTED_BYTES,
     RecorderCounts,
     cancellable,
     recorder_status,
@@ -91,7 +94,10 @@ def test_announcements_are_stored_verbatim_and_in_order(daq_nats_url: str, inbox
     assert [kept.sequence for kept in messages] == list(range(1, 51))
     assert all(before <= kept.received <= datetime.now(UTC) for kept in messages if kept.received)
     assert all(kept.received and kept.reason is None for kept in messages)
-    assert counts == RecorderCounts(received=50, stored=50, daq_connected=True)
+    assert before.timestamp() <= counts.started <= time.time()
+    assert replace(counts, started=0.0) == RecorderCounts(
+        received=50, stored=50, daq_connected=True
+    )
 
 
 def test_a_repeat_is_stored_once_and_a_re_announcement_again(
@@ -135,7 +141,8 @@ def test_each_bad_message_is_kept_with_its_reason_and_the_next_good_one_goes_thr
 
     messages, counts = record(daq_nats_url, inbox_url, payloads)
 
-    assert [kept.payload for kept in messages] == payloads
+    assert [kept.payload for kept in messages] == [sent[:MAX_REJECTED_BYTES] for sent in payloads]
+    assert [kept.size for kept in messages] == [len(payload) for payload in payloads]
     for kept, (_, reason) in zip(messages[::2], BAD.values(), strict=True):
         assert (kept.subject, kept.event_id) == ("cygno.daq.rejected", None)
         assert kept.received
@@ -187,6 +194,46 @@ def test_a_huge_message_is_rejected_and_cut(tmp_path: Path, inbox_url: str) -> N
 
     assert [kept.payload for kept in messages] == [huge[:MAX_REJECTED_BYTES], event(1)]
     assert messages[0].reason == "message of 5000000 bytes is longer than 65536 bytes"
+    assert [kept.size for kept in messages] == [5_000_000, len(event(1))]
+
+
+def test_junk_pushes_out_junk_and_no_event(daq_nats_url: str, inbox_url: str) -> None:
+    junk = [b"%d" % number + bytes(100_000) for number in range(200)]
+
+    messages, counts = record(
+        daq_nats_url, inbox_url, [event(1), *junk, event(2)], inbox_max_bytes=4 * 1024**2
+    )
+
+    assert (counts.stored, counts.rejected) == (2, 200)
+    kept = [message.payload for message in messages if message.event_id is None]
+    assert kept == [payload[:MAX_REJECTED_BYTES] for payload in junk[-len(kept) :]]
+    assert 0 < len(kept) * MAX_REJECTED_BYTES <= 4 * 1024**2 / 8
+    assert [message.payload for message in messages if message.event_id] == [event(1), event(2)]
+
+
+def test_of_a_flood_of_rejected_messages_the_first_is_logged_and_then_their_number(
+    daq_nats_url: str,
+    inbox_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorder_module, "_SAY_REJECTED_EVERY_S", 0.5)
+
+    async def work() -> None:
+        async with recording(daq_nats_url, inbox_url) as recorder, daq(daq_nats_url) as client:
+            await until("it listens", lambda: recorder.counts.daq_connected)
+            await publish(client, *(b"junk %d" % number for number in range(500)))
+            await until("all is rejected", lambda: recorder.counts.rejected == 500)
+            await until("it is summed up", lambda: recorder._rejections._since_said is None)
+            await publish(client, b"{}")
+            await until("it is said", lambda: "'filename' is missing" in caplog.text)
+
+    asyncio.run(work())
+
+    assert caplog.text.count("rejected a message") == 2
+    summed = [int(number) for number in re.findall(r"rejected (\d+) more", caplog.text)]
+    assert sum(summed) == 499
+    assert len(summed) <= 5
 
 
 def test_an_inbox_that_takes_less_than_the_daq_sends_does_not_block(

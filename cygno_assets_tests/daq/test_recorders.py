@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import threading
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ import pytest
 from nats.js.api import ConsumerConfig
 
 from cygno_assets.daq import inbox
-from cygno_assets.daq.recorder import RecorderCounts, add_up
+from cygno_assets.daq import recorder as recorder_module
+from cygno_assets.daq.recorder import RecorderCounts, received_together, recorder_status
 from cygno_assets.daq.source import DURABLE, DurableConsumer
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets_tests.daq.recording import (
@@ -25,6 +27,7 @@ from cygno_assets_tests.daq.recording import (
     publish,
     recorders,
     recording,
+    stored,
     stored_payloads,
     until,
 )
@@ -98,45 +101,52 @@ def test_one_that_is_stopped_for_a_while_stores_nothing_twice(
                 and all(c.stored + c.duplicate == 3000 for c in both.counts().values())
             ),
         )
-        total = add_up(both.counts().values())
+        each = both.counts().values()
 
     assert stored_payloads(inbox_url) == payloads
-    assert total == RecorderCounts(name="one, two", received=3000, stored=3000, daq_connected=True)
+    assert received_together(each) == 3000
+
+
+def test_one_that_is_started_again_counts_from_nothing_and_by_itself(
+    tmp_path: Path, daq_nats_url: str, inbox_url: str
+) -> None:
+    payloads = [event(number) for number in range(1000)]
+
+    with recorders(tmp_path, daq_nats_url, inbox_url) as both:
+        both.start()
+        announce(daq_nats_url, payloads[:400])
+        stored_at_least(inbox_url, 400)
+        both.kill("one")
+        both.start("one")
+        announce(daq_nats_url, payloads[400:])
+        wait_until(
+            "both have stored what they heard",
+            lambda: [c.stored + c.duplicate for c in both.counts().values()] == [600, 1000],
+        )
+        one, two = both.counts().values()
+
+    assert (one.received, two.received) == (600, 1000)
+    assert one.started > two.started
+    assert received_together([one, two]) == 1000
+    assert stored_payloads(inbox_url) == payloads
 
 
 @pytest.mark.parametrize(
-    ("counts", "total"),
+    ("counts", "received"),
     [
-        ([], RecorderCounts(name="")),
+        ([RecorderCounts("a", received=9), RecorderCounts("b", received=10)], 10),
         (
             [
-                RecorderCounts("a", received=9, stored=4, duplicate=3, rejected=2, dropped=1),
-                RecorderCounts("b", received=10, stored=3, duplicate=7, daq_connected=True),
+                RecorderCounts("a", received=5, durable=True),
+                RecorderCounts("b", received=6, durable=True),
             ],
-            RecorderCounts(
-                "a, b", received=10, stored=7, duplicate=1, rejected=2, daq_connected=True
-            ),
-        ),
-        (
-            [
-                RecorderCounts("a", received=5, stored=5, durable=True, daq_reconnects=1),
-                RecorderCounts("b", received=6, stored=5, durable=True, inbox_reconnects=2),
-            ],
-            RecorderCounts(
-                "a, b",
-                received=11,
-                stored=10,
-                duplicate=1,
-                durable=True,
-                daq_reconnects=1,
-                inbox_reconnects=2,
-            ),
+            11,
         ),
     ],
-    ids=["none", "each hears all", "dealt out"],
+    ids=["each hears all", "dealt out"],
 )
-def test_counts_are_added_up(counts: list[RecorderCounts], total: RecorderCounts) -> None:
-    assert add_up(counts) == total
+def test_what_they_have_received_together(counts: list[RecorderCounts], received: int) -> None:
+    assert received_together(counts) == received
 
 
 # --- a DAQ whose server keeps a stream
@@ -267,6 +277,7 @@ def test_a_stream_that_is_deleted_and_made_anew(
     [
         "$JS.>",
         "$JS.API.STREAM.NAMES",
+        "$JS.API.CONSUMER.INFO.>",
         "$JS.API.CONSUMER.CREATE.>",
         "$JS.API.CONSUMER.MSG.NEXT.>",
         "$JS.ACK.>",
@@ -306,6 +317,80 @@ def test_without_permission_it_is_a_plain_subscriber_and_says_so(
     assert stored_payloads(inbox_url) == [event(1)]
     assert caplog.text.count("a plain subscription then") == 1
     assert f'permissions violation for publish to "{denied.lower().rstrip(">")}' in caplog.text
+
+
+class Permitting:
+    """A server whose permissions for us change while it runs.
+
+    Args:
+        folder: of its files.
+        config: lines of its configuration, beside users.
+    """
+
+    def __init__(self, folder: Path, *config: str) -> None:
+        self._folder = folder
+        self._pid_file = folder / "nats.pid"
+        self._config = [f"pid_file: {json.dumps(str(self._pid_file))}", *config]
+
+    @contextmanager
+    def running(self, permissions: str) -> Iterator[str]:
+        """Its address, with these for our login, such as `publish: { deny: ["x"] }`."""
+        with other_server(self._folder, *self._config, *self._users(permissions)) as url:
+            yield url
+
+    def let(self, permissions: str) -> None:
+        """Changes them and has the configuration read again."""
+        config = self._folder / "nats.conf"
+        listen = config.read_text().splitlines()[0]
+        config.write_text("\n".join([listen, *self._config, *self._users(permissions)]) + "\n")
+        os.kill(int(self._pid_file.read_text()), signal.SIGHUP)
+
+    @staticmethod
+    def _users(permissions: str) -> list[str]:
+        return [
+            "authorization { users: [",
+            '{ user: "admin", password: "admin" }',
+            f'{{ user: "anna", password: "hunter2", permissions: {{ {permissions} }} }}',
+            "] }",
+        ]
+
+
+LOGINS = ("anna:hunter2", "admin:admin")
+DENIED = f'subscribe: {{ deny: ["{SUBJECT}"] }}'
+PERMITTED = f'subscribe: {{ allow: ["{SUBJECT}", "_INBOX.>"] }}'
+
+
+def test_a_refused_subscription_is_said_and_tried_again_until_it_is_permitted(
+    tmp_path: Path,
+    inbox_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorder_module, "_SUBSCRIBE_AGAIN_S", 0.1)
+    server = Permitting(tmp_path / "daq")
+    caplog.set_level("INFO")
+
+    async def work(url: str) -> None:
+        async with (
+            recording(
+                url, inbox_url, daq_nats_user="anna", daq_nats_password="hunter2"
+            ) as recorder,
+            daq(url.replace("nats://", "nats://admin:admin@")) as client,
+        ):
+            counts, refused = recorder.counts, "permissions violation for subscription"
+            for number in (1, 2):
+                await until("it says so", lambda n=number: caplog.text.count(refused) == n)
+                assert not counts.daq_connected
+                assert caplog.text.count(f"recording {SUBJECT}") == number - 1
+                server.let(PERMITTED)
+                await until("it is heard", lambda: counts.daq_connected)
+                await publish(client, event(number))
+                await until("it is stored", lambda n=number: counts.stored == n)
+                server.let(DENIED)
+                await until("it is not heard any more", lambda: not counts.daq_connected)
+
+    with server.running(DENIED) as url:
+        asyncio.run(work(url))
 
 
 def test_a_consumer_of_that_name_that_is_not_ours_is_left_alone(
@@ -375,22 +460,31 @@ def test_the_documented_permissions_are_enough(
     assert stored_payloads(inbox_url) == [event(1)]
 
 
+async def forgotten(inbox_url: str, **changes: object) -> None:
+    """Waits until the inbox has forgotten all message ids of before."""
+    client = await inbox.connect(inbox_url)
+    jetstream = client.jetstream()
+    if changes:
+        config = (await jetstream.stream_info(inbox.STREAM)).config
+        await jetstream.update_stream(config.evolve(**changes))
+    probe = {"Nats-Msg-Id": "probe"}
+    async with asyncio.timeout(20):
+        for _ in range(2):  # the second time, all ids from before the first are forgotten
+            while (
+                await jetstream.publish(inbox.REJECTED_SUBJECT, b"probe", headers=probe)
+            ).duplicate:
+                await asyncio.sleep(0.05)
+    await client.close()
+
+
 def test_what_comes_again_long_after_it_was_stored_is_not_stored_twice(
     streaming_daq: NatsServer, inbox_url: str
 ) -> None:
-    """As if the acknowledgement had been lost in a long outage of the DAQ's server."""
-    counted = add_up([])
+    """As if the acknowledgement had been lost in a long outage of the DAQ's server.
 
-    async def forgotten(jetstream: JetStreamContext) -> None:
-        config = (await jetstream.stream_info(inbox.STREAM)).config
-        await jetstream.update_stream(config.evolve(duplicate_window=0.1))
-        probe = {"Nats-Msg-Id": "probe"}
-        async with asyncio.timeout(20):
-            for _ in range(2):  # the second time, all ids from before the first are forgotten
-                while (
-                    await jetstream.publish(inbox.REJECTED_SUBJECT, b"probe", headers=probe)
-                ).duplicate:
-                    await asyncio.sleep(0.05)
+    The event has been announced anew meanwhile, and that remains its newest announcement.
+    """
+    anew = event(1, time="2024-11-27 15:00:00")
 
     async def given_and_taken_back() -> None:
         async with daq(streaming_daq.url) as client:
@@ -402,23 +496,86 @@ def test_what_comes_again_long_after_it_was_stored_is_not_stored_twice(
             await client.flush()
 
     async def work() -> None:
-        nonlocal counted
         async with recording(streaming_daq.url, inbox_url) as recorder:
             await until("it reads the stream", lambda: recorder.counts.durable)
             async with daq(streaming_daq.url) as client:
-                await publish(client, event(1))
-                await until("it is stored", lambda: recorder.counts.stored == 1)
+                await publish(client, event(1), anew)
+                await until("both are stored", lambda: recorder.counts.stored == 2)
 
         await given_and_taken_back()
-        client = await inbox.connect(inbox_url)
-        await forgotten(client.jetstream())
-        await client.close()
+        await forgotten(inbox_url, duplicate_window=0.1)
 
         async with recording(streaming_daq.url, inbox_url) as recorder:
             await until("it comes again", lambda: recorder.counts.duplicate == 1)
-            counted = recorder.counts
+            assert (recorder.counts.stored, recorder.counts.received) == (0, 0)
 
     asyncio.run(work())
 
-    assert (counted.stored, counted.received) == (0, 0)
-    assert stored_payloads(inbox_url).count(event(1)) == 1
+    assert [kept.payload for kept in stored(inbox_url) if kept.event_id] == [event(1), anew]
+
+
+def test_what_one_could_not_store_for_long_is_not_stored_behind_what_came_since(
+    tmp_path: Path, daq_nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One recorder may not publish into the inbox for longer than that remembers ids."""
+    monkeypatch.setattr(inbox, "DUPLICATE_WINDOW_S", 0.5)
+    monkeypatch.setattr(recorder_module, "_STORE_TIMEOUT_S", 1.0)
+    store = json.dumps(str(tmp_path / "store"))
+    server = Permitting(tmp_path / "inbox", f"jetstream {{ store_dir: {store} }}")
+    old = [event(number) for number in (1, 2)]
+    anew = [event(number, time="2024-11-27 15:00:00") for number in (1, 2)]
+
+    async def work(url: str) -> None:
+        mine, others = (url.replace("nats://", f"nats://{who}@") for who in LOGINS)
+        async with (
+            recording(daq_nats_url, others) as other,
+            recording(daq_nats_url, mine) as recorder,
+            daq(daq_nats_url) as client,
+        ):
+            for each in (other, recorder):
+                await until("it listens", lambda each=each: each.counts.daq_connected)
+            await publish(client, old[0])
+            await until("it is under way", lambda: recorder.counts.received == 1)
+            await publish(client, old[1])  # this one waits in memory
+            await until("both are stored", lambda: other.counts.stored == 2)
+            await publish(client, *anew)
+            await until("these are stored, too", lambda: other.counts.stored == 4)
+            await forgotten(others)
+            assert recorder.counts.duplicate == 0
+            server.let("")
+            await until("it has caught up", lambda: recorder.counts.received == 4)
+            await until(
+                "all is settled", lambda: recorder.counts.stored + recorder.counts.duplicate == 4
+            )
+            assert recorder.counts.stored == 0
+
+    with server.running('publish: { deny: ["cygno.daq.event.>"] }') as url:
+        asyncio.run(work(url))
+        kept = stored(url.replace("nats://", f"nats://{LOGINS[1]}@"))
+    assert [message.payload for message in kept if message.event_id] == [*old, *anew]
+
+
+def test_what_overflows_the_memory_is_counted_as_dropped(
+    tmp_path: Path, daq_nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "_WAITING_MESSAGES", 5)
+    store = json.dumps(str(tmp_path / "store"))
+    server = Permitting(tmp_path / "inbox", f"jetstream {{ store_dir: {store} }}")
+
+    async def work(url: str) -> None:
+        async with (
+            recording(daq_nats_url, url.replace("nats://", f"nats://{LOGINS[0]}@")) as recorder,
+            daq(daq_nats_url) as client,
+        ):
+            await until("it listens", lambda: recorder.counts.daq_connected)
+            await publish(client, event(0))
+            await until("it is under way", lambda: recorder.counts.received == 1)
+            await publish(client, *(event(number) for number in range(1, 16)))
+            await until("ten are dropped", lambda: recorder.counts.dropped == 10)
+            server.let("")
+            await until("the others are stored", lambda: recorder.counts.stored == 6)
+            [told] = await recorder_status(url.replace("nats://", f"nats://{LOGINS[1]}@"))
+            assert told.dropped == 10
+
+    with server.running('publish: { deny: ["cygno.daq.event.>"] }') as url:
+        asyncio.run(work(url))

@@ -55,7 +55,11 @@ def records_one_event(
 def is_refused(
     daq_url: str, inbox_url: str, why: str, caplog: pytest.LogCaptureFixture, **settings: object
 ) -> None:
-    """Fails unless a recorder with these settings is refused, says why, and tries on."""
+    """Fails unless a recorder with these settings is refused, says why but no secret, and tries on.
+
+    It says more than it usually does, from then on.
+    """
+    caplog.set_level("DEBUG")
 
     async def work() -> None:
         async with recording(daq_url, inbox_url, **settings) as recorder:
@@ -63,6 +67,7 @@ def is_refused(
             assert not recorder.counts.daq_connected
 
     asyncio.run(work())
+    assert SECRET not in caplog.text
 
 
 USER = f'authorization {{ user: "anna", password: "{SECRET}" }}'
@@ -89,7 +94,6 @@ def test_user_and_token(
     right: dict[str, object],
     wrong: dict[str, object],
 ) -> None:
-    caplog.set_level("DEBUG")
     options = {name.removeprefix("daq_nats_"): value for name, value in right.items()}
     with other_server(tmp_path / "daq", server) as url:
         is_refused(url, inbox_url, "nats: 'Authorization Violation'", caplog, **wrong)
@@ -150,7 +154,6 @@ def credentials(token: str, seed: bytes) -> str:
 
 
 def test_credentials_file(tmp_path: Path, inbox_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("DEBUG")
     operator = key_pair(nkeys.PREFIX_BYTE_OPERATOR)
     account = key_pair(nkeys.PREFIX_BYTE_ACCOUNT)
     user, stranger = (key_pair(nkeys.PREFIX_BYTE_USER) for _ in range(2))
@@ -217,6 +220,8 @@ def test_tls_with_an_authority(
             daq_nats_ca_file=ca_file,
             **secrets,
         )
+        assert "recording daq/data" in caplog.text
+        assert SECRET not in caplog.text
 
 
 @pytest.mark.parametrize("insisting", ["tls://", "a CA file"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -100,12 +102,19 @@ def test_a_system_well_and_unwell(
         document = found(home)
         assert set(document) == {
             *("home", "running", "well", "wrong", "measured", "servers", "events"),
-            *("backlog", "latency", "failed", "rejected", "workers", "disk_bytes"),
+            *("recorders", "backlog", "latency", "failed", "rejected", "workers", "disk_bytes"),
         }
         assert document["servers"] == {
             "recorders": {"recorder 1": True, "recorder 2": True},
             **dict.fromkeys(("inbox", "daq_connected", "web_ui", "daemon", "code_server"), True),
         }
+        for counts in document["recorders"].values():
+            assert counts["received"] == counts["stored"] + counts["duplicate"] == 3
+            assert (counts["rejected"], counts["dropped"]) == (0, 0)
+            assert (counts["daq_reconnects"], counts["inbox_reconnects"]) == (0, 0)
+            assert 0 < time.time() - counts["started"] < 3600
+        assert sum(counts["stored"] for counts in document["recorders"].values()) == 3
+        assert len(re.findall(r"recorder \d +received 3, stored \d, .* since 20", said)) == 2
         assert document["events"]["announced"]["last_hour"] == 3
         assert document["events"]["materialized"]["last_hour"] == 3
         assert document["backlog"]["events"] == 0

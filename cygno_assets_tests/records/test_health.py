@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cygno_assets.daq.inbox import Inbox
+from cygno_assets.daq.recorder import RecorderCounts
 from cygno_assets.names import (
     ATTEMPT_TAG,
     DAQ_EVENTS,
@@ -51,9 +52,10 @@ if TYPE_CHECKING:
 WELL = Health(
     measured=0.0,
     inbox_answers=True,
-    recorders=["recorder 1", "recorder 2"],
-    daq_connected=True,
-    refused_s=0.0,
+    recorders=[
+        RecorderCounts("recorder 1", refused_s=60.0),
+        RecorderCounts("recorder 2", daq_connected=True),
+    ],
     announced=Rate(1, 60),
     materialized=Rate(1, 60),
     backlog=Backlog(waiting=1, unfinished=2, retrying=3, oldest_s=1.0, url_expires_in_s=3599.0),
@@ -207,9 +209,21 @@ def test_all_well_is_nothing_wrong() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"recorders": [], "daq_connected": False}, "no recorder answers"),
-        ({"daq_connected": False}, "the DAQ is not connected"),
-        ({"refused_s": 30.0}, "the inbox has stored nothing for 30 s"),
+        ({"recorders": []}, "no recorder answers"),
+        ({"recorders": [RecorderCounts()]}, "the DAQ is not connected"),
+        (
+            {
+                "recorders": [
+                    RecorderCounts(refused_s=30.0, daq_connected=True),
+                    RecorderCounts(refused_s=40.0),
+                ]
+            },
+            "the inbox has stored nothing for 30 s",
+        ),
+        (
+            {"recorders": [RecorderCounts("recorder 1", dropped=7, daq_connected=True)]},
+            "recorder 1 has dropped 7 messages since it was started",
+        ),
         ({"failed": {"expired": 2, "missing": 1}}, "events failed for good in the last day: 3"),
         (
             {"backlog": Backlog(2, 0, 0, 700.0, 2900.0)},
