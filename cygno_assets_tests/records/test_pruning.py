@@ -11,7 +11,7 @@ import pytest
 from dagster import DagsterInstance
 
 from cygno_assets.build import build_defs
-from cygno_assets.daq.inbox import Inbox
+from cygno_assets.daq.inbox import STREAM, Inbox
 from cygno_assets.names import CATALOG_JOB, DAQ_EVENTS, EVENT_CATALOG
 from cygno_assets.records.pruning import Keep, Plan, keep_by, plan, prune
 from cygno_assets.records.reconciliation import reconcile
@@ -22,7 +22,7 @@ from cygno_assets.storage import event_tables
 from cygno_assets.storage.locations import data_root
 from cygno_assets_tests.assets.detector import TAKEN, TENSOR, Detector
 from cygno_assets_tests.records.sensors import remembers
-from cygno_assets_tests.wire import REAL_IMAGES, name_of
+from cygno_assets_tests.wire import REAL_IMAGES, name_of, with_jetstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +169,17 @@ def test_failures_go_with_their_reason_in_the_catalogue(past: Past) -> None:
     assert before == {bad: ("failed", "wrong_content")}
     assert past.prune().events == [bad]
     assert past.differences() == before
+
+    with_jetstream(past.inbox_url, lambda jetstream: jetstream.purge_stream(STREAM))
+    assert past.differences() == {bad: ("failed long ago", "wrong_content")}
+    checks = build_defs(past.settings).resolve_job_def("reconciliation_check")
+    failed, accounted = sorted(
+        checks.execute_in_process(instance=past.instance).get_asset_check_evaluations(),
+        key=lambda check: check.check_name,
+        reverse=True,
+    )
+    assert (failed.passed, accounted.passed) == (True, True)
+    assert failed.metadata["failed_long_ago"].value == 1
 
 
 def test_raw_images_go_only_if_asked_and_after_their_runs(past: Past) -> None:
