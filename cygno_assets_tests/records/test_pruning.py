@@ -196,6 +196,22 @@ def test_raw_images_go_only_if_asked_and_after_their_runs(past: Past) -> None:
     assert past.differences() == {}
 
 
+def test_an_event_that_is_made_again_after_the_plan_stays(past: Past) -> None:
+    again, gone = past.make(0), past.make(1)
+    past.catalogue()
+    planned = past.plan(Keep(since=time.time() + 1, events=10**6, images_since=time.time() + 1))
+    assert set(planned.events) == set(planned.images) == {again, gone}
+    assert past.run(again).success
+    said: list[str] = []
+    prune(past.instance, past.root, planned, said.append)
+    assert said == ["1 events stay, for they are made again"]
+    assert past.known() == {again}
+    assert past.instance.get_materialized_partitions(TENSOR) == {again}
+    assert past.raw_file(again).is_file()
+    assert not past.raw_file(gone).exists()
+    assert past.differences() == {}
+
+
 def test_of_other_runs_those_go_that_newer_ones_have_superseded(past: Past) -> None:
     past.make(0)
     definitions = build_defs(past.settings)
