@@ -241,6 +241,7 @@ def backfill_training(*, no_wait: bool) -> None:
 
 @cli.command()
 @click.option("--repair", is_flag=True, help="Make again what is missing.")
+@click.option("--deep", is_flag=True, help="Read every stored image and tensor too: is it whole?")
 @click.option("--all", "all_of_them", is_flag=True, help="List all, not the first twenty.")
 @click.option("--json", "as_json", is_flag=True, help="All differences, for programs.")
 def reconcile(**options: bool) -> None:

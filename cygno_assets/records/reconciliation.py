@@ -15,7 +15,7 @@ from dagster import DagsterRunStatus, RunsFilter
 
 from cygno_assets.names import PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
 from cygno_assets.partitions import daq_event_partitions
-from cygno_assets.records.cursors import Retries, read_by_sensor, retries
+from cygno_assets.records.cursors import Retries, passed_over, read_by_sensor, retries
 from cygno_assets.records.history import (
     events_of,
     failed_for_good,
@@ -51,6 +51,8 @@ What = Literal[
     "no image",
     "no tensor",
     "only an image",
+    "damaged image",
+    "damaged tensor",
 ]
 
 MEANINGS: dict[What, str] = {
@@ -63,7 +65,11 @@ MEANINGS: dict[What, str] = {
     "no image": "its tensor is materialized, but its image is not stored",
     "no tensor": "its tensor is materialized, but not stored",
     "only an image": "its image is stored, but no tensor is, and no announcement or failure known",
+    # These two are found by contents.py.
+    "damaged image": "the stored bytes are not what the md5 in its name, or of its record, says",
+    "damaged tensor": "the stored array is none, or not the one that was materialized",
 }
+_MADE: frozenset[What] = frozenset({"no image", "no tensor", "damaged image", "damaged tensor"})
 FAILURES: frozenset[What] = frozenset({"failed", "failed long ago", "forgotten"})
 """Differences whose detail is the kind of a failure."""
 
@@ -156,7 +162,7 @@ def still_to_make(
     """
     # In this order: what ends in between is found materialized.
     busy = events_of(unfinished_runs(instance))
-    unmade = [one.event_id for one in differences if one.what not in {"no image", "no tensor"}]
+    unmade = [one.event_id for one in differences if one.what not in _MADE]
     made: set[str] = set()
     for first in range(0, len(unmade), _AT_ONCE):
         made |= materialized_events(instance, unmade[first : first + _AT_ONCE]).keys()
@@ -169,7 +175,7 @@ def _look(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconciliatio
     # stores a sensor's cursor after the runs that it requested.
     read_to = read_by_sensor(instance, state.created)
     announced, rejected = inbox.announced_until(read_to)
-    again = retries(instance)
+    again, passed = retries(instance), passed_over(instance)
     running = events_of(unfinished_runs(instance))
     failed, passing = _failures(instance, again)
     made = set(instance.get_materialized_partitions(PREPROCESSED_TENSOR))
@@ -177,7 +183,7 @@ def _look(instance: DagsterInstance, inbox: Inbox, root: UPath) -> Reconciliatio
         file_names(root.joinpath(*key.path)).keys() for key in (RAW_IMAGE, PREPROCESSED_TENSOR)
     )
     in_inbox = set(announced)
-    busy = running | passing
+    busy = running | passing | (passed.keys() - made)
     # What was pruned of Dagster's history has no partition any more, but a row in the catalogue.
     partitions = instance.get_dynamic_partitions(str(daq_event_partitions.name))
     settled = made | busy | failed.keys()

@@ -7,7 +7,7 @@ import json
 import sys
 from collections import Counter
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
@@ -39,6 +39,7 @@ def run_reconcile(
     repair: bool,
     as_json: bool,
     all_of_them: bool = False,
+    deep: bool = False,
 ) -> int:
     """Compares what is known of events, lists what does not agree, and mends it if asked.
 
@@ -48,6 +49,7 @@ def run_reconcile(
         repair: makes again what may be mended by that.
         as_json: the comparison in one line, for programs; all else goes to stderr then.
         all_of_them: lists every difference, not the first ones only.
+        deep: reads every stored image and tensor too, and compares its content.
 
     Returns:
         0 if everything agrees, or was mended; else 1.
@@ -59,6 +61,8 @@ def run_reconcile(
     """
     with dagster_instance(settings) as instance:
         found = _reconciled(instance, settings)
+        if deep:
+            found = replace(found, differences=[*found.differences, *_damaged(instance, settings)])
     if as_json:
         say(json.dumps(asdict(found) | {"counts": found.counts(), "failed": found.failures()}))
     else:
@@ -206,6 +210,13 @@ def _reconciled(instance: DagsterInstance, settings: Settings) -> Reconciliation
     return reconcile(instance, inbox.Inbox(settings.resolve_inbox_url), data_root(settings))
 
 
+def _damaged(instance: DagsterInstance, settings: Settings) -> Sequence[Difference]:
+    from cygno_assets.records.contents import damaged
+    from cygno_assets.storage.locations import data_root
+
+    return damaged(instance, data_root(settings))
+
+
 def _make_again(
     settings: Settings,
     differences: Sequence[Difference],
@@ -216,9 +227,10 @@ def _make_again(
     from cygno_assets.records.reconciliation import still_to_make
 
     with dagster_instance(settings) as instance:
-        events = [one.event_id for one in still_to_make(instance, differences)]
+        left = still_to_make(instance, differences)
+        events = list(dict.fromkeys(one.event_id for one in left))
         _make_partitions(instance, events)
-    if begun := len(differences) - len(events):
+    if begun := len(differences) - len(left):
         say(f"{begun} events have been made meanwhile, or are being made")
     if not events:
         return 0

@@ -152,15 +152,15 @@ def test_events_of_an_outage_that_outlived_their_urls_are_told_and_made_when_ann
             )
         )
         event = filename.removesuffix(".jpg")
-        lost = daq.announces(name_of(IMAGES[1]), IMAGES[0])  # other bytes than its name says
-        wait_until("a wrong image", lambda: ui.runs_of(lost) == ["FAILURE"])
+        lost = name_of(IMAGES[1]).removesuffix(".jpg")
+        daq.says(message(f"{lost}.jpg", "https://elsewhere.invalid/x"))
 
         wait_until("it expired", lambda: any("URL expired" in t for t in ui.failures(event)))
         wait_until("no run is left", lambda: not ui.unfinished_runs())
         found = json.loads(run(home, "reconcile", "--json")[1])["differences"]
         assert {one["event_id"]: one["detail"] for one in found} == {
             event: "expired",
-            lost: "wrong_content",
+            lost: "not_allowed",
         }
         assert ui.run_job("reconciliation_check") == "SUCCESS"
         assert ui.check_verdicts(*check)[0] == (
@@ -172,10 +172,10 @@ def test_events_of_an_outage_that_outlived_their_urls_are_told_and_made_when_ann
         daq.announces(filename, IMAGES[0])  # once more: nothing happens
 
         # Of one event Dagster forgets its only run; of another there are only files.
-        Bucket(daq_bucket).put(name_of(IMAGES[1]), IMAGES[1])
         ui.delete_run(ui.newest_run(lost))
         unknown = name_of(IMAGES[2]).removesuffix(".jpg")
-        (home / "data" / "raw_image" / f"{unknown}.jpg").write_bytes(IMAGES[2])
+        for name, image in ((lost, IMAGES[1]), (unknown, IMAGES[2])):
+            (home / "data" / "raw_image" / f"{name}.jpg").write_bytes(image)
         (home / "data" / "preprocessed_tensor" / f"{unknown}.npy").write_bytes(b"")
         done = subprocess.run(
             [PROGRAM, "reconcile", "--json", "--repair"],

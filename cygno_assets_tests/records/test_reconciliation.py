@@ -68,10 +68,10 @@ class Books:
 
         with_jetstream(self.url, store)
 
-    def read(self, sequence: int, **counted: int) -> None:
+    def read(self, sequence: int, **more: object) -> None:
         """The sensor has read so far."""
         stream = Inbox(lambda: self.url).state().created
-        remembers(self.instance, DAQ_EVENTS, stream=stream, sequence=sequence, **counted)
+        remembers(self.instance, DAQ_EVENTS, stream=stream, sequence=sequence, **more)
 
     def retries(self, *waiting: int) -> None:
         """The sensor `failed_events` has read all failures, and is to make these again."""
@@ -206,6 +206,17 @@ def test_a_failure_that_may_pass_but_that_no_sensor_comes_back_to_is_forgotten(
     assert books.differences() == {event(3): ("forgotten", "failure")}
     monkeypatch.setattr(reconciliation, "_RETRIED_WITHIN_S", 0.0)
     assert set(books.differences()) == {event(2), event(3)}
+
+
+def test_an_event_that_was_passed_over_is_not_forgotten(books: Books) -> None:
+    books.announce(1)
+    books.read(1)
+    books.retries()
+    books.run(1, DagsterRunStatus.FAILURE, **{FINAL_TAG: "expired"})
+    assert set(books.differences()) == {event(1)}
+    books.read(1, passed_over={event(1): 1})
+    assert books.differences() == {}
+    assert books.reconciled().running == 1
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["announced", "not any more"])
