@@ -28,12 +28,12 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point; what is wrong with a setting or a process is said without a traceback."""
+    """Entry point; what is wrong with a setting, a process or a file is said in a line."""
     from cygno_assets.services.process import ServiceError
 
     try:
         cli()
-    except (SettingsError, ServiceError, ConnectionError) as error:
+    except (SettingsError, ServiceError, ConnectionError, ValueError) as error:
         click.echo(f"cygno-assets: {error}", err=True)
         sys.exit(1)
 
@@ -241,16 +241,18 @@ def backfill_training(*, no_wait: bool) -> None:
 
 @cli.command()
 @click.option("--repair", is_flag=True, help="Make again what is missing.")
+@click.option("--deep", is_flag=True, help="Read every stored image and tensor too: is it whole?")
+@click.option("--all", "all_of_them", is_flag=True, help="List all, not the first twenty.")
 @click.option("--json", "as_json", is_flag=True, help="All differences, for programs.")
-def reconcile(*, repair: bool, as_json: bool) -> None:
+def reconcile(**options: bool) -> None:
     """Compare what the inbox holds, what ran, what is materialized and what is stored.
 
-    Lists every event of which not everything agrees, with the reason. The exit status is 0 only if
-    everything agrees, or was mended.
+    Counts the events of which not everything agrees, and lists them with the reason. The exit
+    status is 0 only if everything agrees, or was mended, and nothing was lost within a day.
     """
     from cygno_assets.services.mending import run_reconcile
 
-    sys.exit(run_reconcile(load_settings(), click.echo, repair=repair, as_json=as_json))
+    sys.exit(run_reconcile(load_settings(), click.echo, **options))
 
 
 @cli.command()

@@ -79,5 +79,8 @@ ATTEMPT_TAG = "cygno/attempt"
 MAX_ATTEMPTS = 20
 """They take 80 minutes, more than a presigned URL lives."""
 
+ACCOUNTED = "every_event_is_accounted_for"
+"""The check of `daq_announcements` that nothing was lost."""
+
 KIND = "kind"
 """Metadata of a failure: what it is, in a word that stays the same; docs/operating.md has them."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DOCS = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 COMMANDS = [
     *("demo", "up", "record", "inbox", "settings", "status", "show", "prune", "worker"),
+    *("reconcile", "replay", "rejected", "rejected list", "rejected show", "rejected replay"),
     *("backfill", "backfill training"),
     *("simulate", "simulate daq", "simulate training-set"),
 ]

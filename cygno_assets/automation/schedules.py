@@ -68,6 +68,7 @@ def build_reconciliation_schedule(settings: "Settings") -> ScheduleDefinition:
         selection=AssetSelection.checks(*RECONCILIATION_CHECKS),
         description="Compares what the inbox holds, what ran, what is materialized and what is "
         "stored.",
+        tags=BACKGROUND,  # of a long history it takes seconds, which are live events'
     )
     return on_cron(
         settings, "reconciliation_cron", job, "reconciliation", "Looks whether any event was lost."

@@ -13,12 +13,14 @@ from dagster import (
     AssetChecksDefinition,
     AssetCheckSeverity,
     AssetCheckSpec,
+    MetadataValue,
     ResourceParam,
     multi_asset_check,
 )
 
 from cygno_assets.daq.inbox import Inbox
-from cygno_assets.names import ANNOUNCEMENTS
+from cygno_assets.names import ACCOUNTED, ANNOUNCEMENTS
+from cygno_assets.records.losses import NOTICED
 from cygno_assets.records.reconciliation import reconcile
 from cygno_assets.storage.locations import data_root
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from cygno_assets.records.reconciliation import Reconciliation
     from cygno_assets.settings import Settings
 
-ACCOUNTED = "every_event_is_accounted_for"
 NONE_FAILED = "no_event_failed_or_was_rejected"
 RECONCILIATION_CHECKS = tuple(
     AssetCheckKey(ANNOUNCEMENTS, name) for name in (ACCOUNTED, NONE_FAILED)
@@ -49,7 +50,8 @@ def build_live_checks(settings: "Settings") -> list[AssetChecksDefinition]:
                 ACCOUNTED,
                 asset=ANNOUNCEMENTS,
                 description="What the inbox holds, what ran, what is materialized and what is "
-                "stored agree. `cygno-assets reconcile --repair` mends what does not.",
+                "stored agree. `cygno-assets reconcile --repair` mends what does not. For a day "
+                "also if messages left the inbox before they were read, which nobody can mend.",
             ),
             AssetCheckSpec(
                 NONE_FAILED,
@@ -79,24 +81,30 @@ def _judged(found: "Reconciliation") -> Iterator[AssetCheckResult]:
         "running": found.running,
         "materialized": found.materialized,
     }
+    lost = found.losses
+    said = [f"{len(wrong)} of {found.announced} events of which not everything agrees"]
+    said += [str(lost)] if lost.recent else []
     yield AssetCheckResult(
         asset_key=ANNOUNCEMENTS,
         check_name=ACCOUNTED,
-        passed=not wrong,
+        passed=not wrong and not lost.recent,
         severity=AssetCheckSeverity.ERROR,
-        description=f"{len(wrong)} of {found.announced} events of which not everything agrees",
+        description="; ".join(said),
         metadata={
             **counts,
             **{
                 what.replace(" ", "_"): count
                 for what, count in found.counts().items()
-                if what != "failed"
+                if not what.startswith("failed")
             },
+            **lost.counts,
+            **({} if lost.noticed is None else {NOTICED: MetadataValue.timestamp(lost.noticed)}),
             "which": _lines(f"{one.event_id}: {one.what}: {one.detail}" for one in wrong),
         },
     )
     failures = found.failures()
-    failed = [one for one in found.differences if not one.mendable]
+    # What failed long ago is counted, but does not fail the check for ever.
+    failed = [one for one in found.differences if one.what == "failed"]
     yield AssetCheckResult(
         asset_key=ANNOUNCEMENTS,
         check_name=NONE_FAILED,
@@ -105,6 +113,7 @@ def _judged(found: "Reconciliation") -> Iterator[AssetCheckResult]:
         description=f"{len(failed)} events failed, {found.rejected} messages were rejected",
         metadata={
             "failed": len(failed),
+            "failed_long_ago": found.counts()["failed long ago"],
             "rejected": found.rejected,
             **{f"failed_{kind}": count for kind, count in failures.items()},
             "which": _lines(f"{one.event_id}: {one.detail}" for one in failed),

@@ -13,7 +13,7 @@ import os
 import shutil
 import statistics
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -39,6 +39,7 @@ from cygno_assets.records.history import (
     sequence_of,
     unfinished_runs,
 )
+from cygno_assets.records.losses import Losses, losses
 from cygno_assets.records.made import newest_made
 from cygno_assets.settings import SettingsError
 from cygno_assets.storage.locations import data_folder
@@ -182,6 +183,7 @@ class Health:
         rejected: messages kept in the inbox that could not be events.
         executing: runs under way, of whatever kind.
         disk: room on it.
+        losses: what left the inbox before it was read.
     """
 
     measured: float
@@ -195,6 +197,7 @@ class Health:
     rejected: int | None
     executing: int
     disk: Disk
+    losses: Losses = field(default_factory=Losses)
 
     @property
     def daq_connected(self) -> bool:
@@ -250,6 +253,8 @@ class Health:
             for recorder in self.recorders
             if recorder.dropped
         ]
+        if self.losses.recent:
+            found.append(f"lost: {self.losses}")
         if self.failed:
             found.append(f"events failed for good in the last day: {sum(self.failed.values())}")
         oldest, expires = self.backlog.oldest_s, self.backlog.url_expires_in_s
@@ -308,6 +313,7 @@ def measure(instance: DagsterInstance, inbox: Inbox, settings: Settings) -> Heal
         rejected=None if heard is None else heard.rejected,
         executing=sum(run.status == DagsterRunStatus.STARTED for run in unfinished),
         disk=_disk(settings),
+        losses=losses(instance),
     )
 
 

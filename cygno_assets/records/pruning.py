@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
 
@@ -20,14 +20,16 @@ from cygno_assets.storage.event_tables import days_held, read_day
 from cygno_assets.storage.locations import file_names, sweep_half_written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from dagster import DagsterInstance, DagsterRun
     from upath import UPath
 
     from cygno_assets.settings import Settings
 
-_EVENTS_AT_ONCE = 200
+T = TypeVar("T")
+
+_EVENTS_AT_ONCE = 100
 _RUNS_AT_ONCE = 500
 _DAY_S = 86_400.0
 _SAY_EVERY_S = 5.0
@@ -149,7 +151,8 @@ def prune(
     """Takes it out: runs with their events, then the partition keys, then the images.
 
     In this order, so that one that breaks off leaves a partition without runs, which the next one
-    takes out, and never a run without its partition.
+    takes out, and never a run without its partition. It takes its time; so it looks again, some
+    events at a time, and leaves those that have got a run since the plan was made.
 
     Args:
         instance: Dagster's.
@@ -158,22 +161,44 @@ def prune(
         say: told how far it is, every few seconds.
     """
     name = str(daq_event_partitions.name)
+    progress = _Progress(say)
+    for run_id in progress.through(planned.other_runs, "other runs"):
+        instance.delete_run(run_id)
+    foreseen = set(planned.runs)
+    left = 0
+    for event, runs in progress.through(_runs_of(instance, planned.events), "events"):
+        if any(run.run_id not in foreseen or run.status not in _ENDED for run in runs):
+            left += 1
+            continue
+        for run in runs:
+            instance.delete_run(run.run_id)
+        instance.delete_dynamic_partition(name, event)
     folder = root.joinpath(*RAW_IMAGE.path)
     names = file_names(folder) if planned.images else {}
-    steps: list[tuple[str, Sequence[str], Callable[[str], object]]] = [
-        ("runs", [*planned.runs, *planned.other_runs], instance.delete_run),
-        ("events", planned.events, lambda event: instance.delete_dynamic_partition(name, event)),
-        ("raw images", planned.images, lambda event: _unlink(folder, names.get(event))),
-    ]
-    said = time.monotonic()
-    for what, keys, delete in steps:
-        for number, key in enumerate(keys):
-            delete(key)
-            if time.monotonic() - said > _SAY_EVERY_S:
-                said = time.monotonic()
-                say(f"{number + 1} of {len(keys)} {what}")
+    for event in progress.through(planned.images, "raw images"):
+        # An event that is announced anew becomes a partition before it has a run.
+        if event in names and not instance.has_dynamic_partition(name, event):
+            folder.joinpath(names[event]).unlink(missing_ok=True)
+    if left:
+        say(f"{left} events stay, for they are made again")
     if swept := sweep_half_written(root, _HALF_WRITTEN_S):
         say(f"{swept} files that were left half written")
+
+
+class _Progress:
+    """Says how far one is, every few seconds."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said = time.monotonic()
+
+    def through(self, items: Iterable[T], what: str) -> Iterator[T]:
+        """The items, one after the other."""
+        for number, item in enumerate(items):
+            if time.monotonic() - self._said > _SAY_EVERY_S:
+                self._said = time.monotonic()
+                self._say(f"{number} {what}")
+            yield item
 
 
 def _catalogued(root: UPath) -> Iterator[tuple[float, str, str]]:
@@ -245,8 +270,3 @@ def _made_the_newest(instance: DagsterInstance, run: DagsterRun) -> bool:
         if newest in {None, run.run_id}:
             return True
     return False
-
-
-def _unlink(folder: UPath, name: str | None) -> None:
-    if name is not None:
-        folder.joinpath(name).unlink(missing_ok=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections import Counter
-from dataclasses import asdict
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
@@ -24,18 +26,33 @@ if TYPE_CHECKING:
 
     from cygno_assets.daq.announcement import Announcement
     from cygno_assets.daq.inbox import StoredMessage
-    from cygno_assets.records.reconciliation import Reconciliation
+    from cygno_assets.records.reconciliation import Difference, Reconciliation
     from cygno_assets.settings import Settings
 
 _SHOWN = 20
 _READ_AT_ONCE = 100  # of 64 KiB each, at the most
 _SHOWN_CHARACTERS = 2000
+_PARTITIONS_AT_ONCE = 10_000  # SQLite takes some 36,000 in one statement
 
 
 def run_reconcile(
-    settings: Settings, say: Callable[[str], None], *, repair: bool, as_json: bool
+    settings: Settings,
+    say: Callable[[str], None],
+    *,
+    repair: bool,
+    as_json: bool,
+    all_of_them: bool = False,
+    deep: bool = False,
 ) -> int:
     """Compares what is known of events, lists what does not agree, and mends it if asked.
+
+    Args:
+        settings: whose home is looked at.
+        say: told of each step, in a line; it prints to `sys.stdout` of the moment.
+        repair: makes again what may be mended by that.
+        as_json: the comparison in one line, for programs; all else goes to stderr then.
+        all_of_them: lists every difference, not the first ones only.
+        deep: reads every stored image and tensor too, and compares its content.
 
     Returns:
         0 if everything agrees, or was mended; else 1.
@@ -43,28 +60,31 @@ def run_reconcile(
     Raises:
         ServiceError: nothing has run there yet; with `repair`, no system runs there now.
         InboxUnavailableError: the inbox does not answer.
+        ValueError: a table of the catalogue, or a sensor's cursor, is damaged.
     """
     with dagster_instance(settings) as instance:
         found = _reconciled(instance, settings)
-        if as_json:
-            say(json.dumps(asdict(found) | {"counts": found.counts(), "failed": found.failures()}))
-        else:
-            _show(found, say)
-        mendable = [one.event_id for one in found.differences if one.mendable]
-        if not repair or not mendable:
-            return 1 if found.differences else 0
-        _make_partitions(instance, mendable)
-    failed = len(found.differences) - len(mendable)
-    if failed:
-        say(f"{failed} failed events are left as they are: `cygno-assets replay` tries them again")
-    status = run_events_backfill(settings, mendable, "cygno-assets reconcile", say, wait=True)
-    return status or int(bool(failed))
+        if deep:
+            found = replace(found, differences=[*found.differences, *_damaged(instance, settings)])
+    if as_json:
+        say(json.dumps(asdict(found) | {"counts": found.counts(), "failed": found.failures()}))
+    else:
+        _show(found, say, None if all_of_them else _SHOWN)
+    mendable = [one for one in found.differences if one.mendable]
+    left = len(found.differences) - len(mendable)
+    if not repair or not mendable:
+        return 1 if found.differences or found.losses.recent else 0
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        if left:
+            say(f"{left} failed events are left: `cygno-assets replay` tries them again")
+        status = _make_again(settings, mendable, "cygno-assets reconcile", say)
+    return status or int(bool(left) or found.losses.recent)
 
 
 def run_replay(
     settings: Settings, say: Callable[[str], None], *, events: Sequence[str], kind: str | None
 ) -> int:
-    """Makes failed events again, as the web UI does.
+    """Makes failed events again, as the web UI does; also those that only the catalogue knows.
 
     Args:
         settings: whose home the system runs in.
@@ -78,28 +98,28 @@ def run_replay(
     Raises:
         ServiceError: an event has not failed, or no system runs there.
         InboxUnavailableError: the inbox does not answer.
+        ValueError: a table of the catalogue, or a sensor's cursor, is damaged.
     """
+    from cygno_assets.records.reconciliation import FAILURES
+
     with dagster_instance(settings) as instance:
-        failed = {
-            one.event_id: one.detail
-            for one in _reconciled(instance, settings).differences
-            if one.what == "failed"
-        }
+        found = _reconciled(instance, settings).differences
+    failed = {one.event_id: one for one in found if one.what in FAILURES}
     if unknown := [event for event in events if event not in failed]:
         raise ServiceError(
             f"{unknown[0]!r} has not failed; `cygno-assets reconcile` lists what has"
         )
     wanted = [
-        event
-        for event, why in failed.items()
-        if (not events or event in events) and kind in {None, why}
+        one
+        for event, one in failed.items()
+        if (not events or event in events) and kind in {None, one.detail}
     ]
     if not wanted:
         say("no event has failed" + ("" if kind is None else f" on {kind}"))
         return 0
-    counts = Counter(failed[event] for event in wanted)
+    counts = Counter(one.detail for one in wanted)
     say(", ".join(f"{count} {why}" for why, count in sorted(counts.items())))
-    return run_events_backfill(settings, wanted, "cygno-assets replay", say, wait=True)
+    return _make_again(settings, wanted, "cygno-assets replay", say)
 
 
 def list_rejected(settings: Settings, say: Callable[[str], None]) -> None:
@@ -234,23 +254,62 @@ def _reconciled(instance: DagsterInstance, settings: Settings) -> Reconciliation
     return reconcile(instance, inbox.Inbox(settings.resolve_inbox_url), data_root(settings))
 
 
+def _damaged(instance: DagsterInstance, settings: Settings) -> Sequence[Difference]:
+    from cygno_assets.records.contents import damaged
+    from cygno_assets.storage.locations import data_root
+
+    return damaged(instance, data_root(settings))
+
+
+def _make_again(
+    settings: Settings,
+    differences: Sequence[Difference],
+    title: str,
+    say: Callable[[str], None],
+) -> int:
+    """Makes their events again, but for those that something else makes, or made, meanwhile."""
+    from cygno_assets.records.reconciliation import still_to_make
+
+    with dagster_instance(settings) as instance:
+        left = still_to_make(instance, differences)
+        events = list(dict.fromkeys(one.event_id for one in left))
+        _make_partitions(instance, events)
+    if begun := len(differences) - len(left):
+        say(f"{begun} events have been made meanwhile, or are being made")
+    if not events:
+        return 0
+    return run_events_backfill(settings, events, title, say, wait=True)
+
+
 def _make_partitions(instance: DagsterInstance, events: Sequence[str]) -> None:
+    """Makes those events partitions that are none: never requested, or pruned since."""
     from cygno_assets.partitions import daq_event_partitions
 
     name = str(daq_event_partitions.name)
     known = set(instance.get_dynamic_partitions(name))
-    instance.add_dynamic_partitions(name, [event for event in events if event not in known])
+    missing = [event for event in events if event not in known]
+    for first in range(0, len(missing), _PARTITIONS_AT_ONCE):
+        instance.add_dynamic_partitions(name, missing[first : first + _PARTITIONS_AT_ONCE])
 
 
-def _show(found: Reconciliation, say: Callable[[str], None]) -> None:
+def _show(found: Reconciliation, say: Callable[[str], None], shown: int | None) -> None:
+    """Says it in lines: how many of what, and then which; of them so many, or all."""
     say(
         f"{found.announced} events in the inbox, {found.waiting} messages not read yet, "
         f"{found.running} events under way, {found.materialized} with a tensor, "
         f"{found.rejected} messages rejected"
     )
-    for one in found.differences[:_SHOWN]:
+    if lost := str(found.losses):
+        say(f"lost: {lost}")
+    if not found.differences:
+        say("everything agrees")
+        return
+    for what, count in found.counts().items():
+        if count:
+            say(f"{count:>8}  {what}")
+    for kind, count in found.failures().items():
+        say(f"{count:>8}  failed on {kind}")
+    for one in found.differences[:shown]:
         say(f"{one.event_id}  {one.what}: {one.detail}")
-    if len(found.differences) > _SHOWN:
-        say(f"… and {len(found.differences) - _SHOWN} more (--json lists all)")
-    counts = ", ".join(f"{count} {what}" for what, count in found.counts().items() if count)
-    say(counts or "everything agrees")
+    if shown is not None and len(found.differences) > shown:
+        say(f"… and {len(found.differences) - shown} more (--all lists them)")

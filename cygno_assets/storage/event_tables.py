@@ -199,18 +199,25 @@ def days_of(root: UPath, events: Collection[str]) -> dict[str, date]:
 
 
 def states_of(root: UPath, events: Collection[str]) -> dict[str, tuple[str, str | None]]:
-    """Status of each of these events that has a row, and the kind of its failure.
+    """Status and kind of failure of these events, if they have a row, and of all that failed.
+
+    Of an event that is in two days, the newer one's.
 
     Raises:
         ValueError: a file is damaged.
     """
-    found = days_of(root, events)
+    wanted = set(events)
     states: dict[str, tuple[str, str | None]] = {}
-    for day in set(found.values()):
+    for day in days_held(root):
         table = read_day(root, day, ("event_id", "status", "failure_kind"))
-        for row in _rows(table) if table is not None else ():
-            if found.get(row["event_id"]) == day:
-                states[row["event_id"]] = row["status"], row["failure_kind"]
+        if table is None:
+            continue
+        counts = [
+            status == FAILED or event in wanted or event in states
+            for event, status in zip(table["event_id"], table["status"], strict=True)
+        ]
+        for row in _rows(table[counts]):
+            states[row["event_id"]] = row["status"], row["failure_kind"]
     return states
 
 

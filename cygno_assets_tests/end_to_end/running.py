@@ -198,6 +198,41 @@ class WebUI(web_ui.WebUI):
             ... on Sensor { sensorState { status } } } }"""
         return str(self.ask(query, selector=selector)["sensorOrError"]["sensorState"]["status"])
 
+    def run_job(self, name: str) -> str:
+        """Launches a job as the UI's launchpad does; returns how it ended."""
+        result = self.ask(
+            """mutation($params: ExecutionParams!) { launchPipelineExecution(
+            executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } }
+            ... on PythonError { message } } }""",
+            params={
+                "mode": "default",
+                "selector": {
+                    "repositoryLocationName": "cygno_assets",
+                    "repositoryName": "__repository__",
+                    "pipelineName": name,
+                },
+                "runConfigData": "{}",
+            },
+        )["launchPipelineExecution"]
+        assert result["__typename"] == "LaunchRunSuccess", result
+        return self._run_ends(result["run"]["runId"])
+
+    def delete_run(self, run_id: str) -> None:
+        """As the UI's menu."""
+        answer = self.ask(
+            """mutation($id: String!) { deletePipelineRun(runId: $id) { __typename } }""",
+            id=run_id,
+        )["deletePipelineRun"]
+        assert answer["__typename"] == "DeletePipelineRunSuccess", answer
+
+    def _run_ends(self, run_id: str) -> str:
+        def status() -> str:
+            query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+            return str(self.ask(query, id=run_id)["runOrError"]["status"])
+
+        wait_until("the run ends", lambda: status() in {"SUCCESS", "FAILURE", "CANCELED"})
+        return status()
+
     def staleness(self, asset: str, partition: str) -> tuple[str, list[str]]:
         """What the UI says of one partition: FRESH, STALE or MISSING, and why."""
         node = self.ask(
@@ -230,14 +265,7 @@ class WebUI(web_ui.WebUI):
             },
         )["launchPipelineExecution"]
         assert result["__typename"] == "LaunchRunSuccess", result
-        run_id = result["run"]["runId"]
-
-        def status() -> str:
-            query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
-            return str(self.ask(query, id=run_id)["runOrError"]["status"])
-
-        wait_until("the run ends", lambda: status() in {"SUCCESS", "FAILURE", "CANCELED"})
-        return status()
+        return self._run_ends(result["run"]["runId"])
 
     def backfill(self, assets: list[str], partitions: list[str]) -> str:
         """Materializes partitions as the UI's dialog does; returns the backfill's id."""

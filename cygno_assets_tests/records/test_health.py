@@ -96,6 +96,16 @@ def announce(inbox_url: str, *names: str, ago: timedelta = timedelta()) -> None:
     fill_inbox(inbox_url, [message(f"{name}.jpg", url(name, signed_ago=ago)) for name in names])
 
 
+def test_what_left_the_inbox_unread_is_wrong(instance: DagsterInstance, settings: Settings) -> None:
+    announce(str(settings.inbox_url), "a")
+    stream = Inbox(settings.resolve_inbox_url).state().created
+    remembers(instance, DAQ_EVENTS, stream=stream, sequence=1)
+    assert not any("lost" in text for text in measured(instance, settings).wrong(settings))
+    remembers(instance, DAQ_EVENTS, stream=stream, sequence=1, aged_out=3)
+    lost = "lost: 3 messages left the inbox, for age or size, before they were read"
+    assert lost in measured(instance, settings).wrong(settings)
+
+
 def test_events_go_from_the_inbox_through_runs_and_are_made_again(
     instance: DagsterInstance, settings: Settings
 ) -> None:

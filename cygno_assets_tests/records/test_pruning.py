@@ -11,7 +11,7 @@ import pytest
 from dagster import DagsterInstance
 
 from cygno_assets.build import build_defs
-from cygno_assets.daq.inbox import Inbox
+from cygno_assets.daq.inbox import STREAM, Inbox
 from cygno_assets.names import CATALOG_JOB, DAQ_EVENTS, EVENT_CATALOG
 from cygno_assets.records.pruning import Keep, Plan, keep_by, plan, prune
 from cygno_assets.records.reconciliation import reconcile
@@ -22,7 +22,7 @@ from cygno_assets.storage import event_tables
 from cygno_assets.storage.locations import data_root
 from cygno_assets_tests.assets.detector import TAKEN, TENSOR, Detector
 from cygno_assets_tests.records.sensors import remembers
-from cygno_assets_tests.wire import REAL_IMAGES, name_of
+from cygno_assets_tests.wire import REAL_IMAGES, name_of, with_jetstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,6 +170,17 @@ def test_failures_go_with_their_reason_in_the_catalogue(past: Past) -> None:
     assert past.prune().events == [bad]
     assert past.differences() == before
 
+    with_jetstream(past.inbox_url, lambda jetstream: jetstream.purge_stream(STREAM))
+    assert past.differences() == {bad: ("failed long ago", "wrong_content")}
+    checks = build_defs(past.settings).resolve_job_def("reconciliation_check")
+    failed, accounted = sorted(
+        checks.execute_in_process(instance=past.instance).get_asset_check_evaluations(),
+        key=lambda check: check.check_name,
+        reverse=True,
+    )
+    assert (failed.passed, accounted.passed) == (True, True)
+    assert failed.metadata["failed_long_ago"].value == 1
+
 
 def test_raw_images_go_only_if_asked_and_after_their_runs(past: Past) -> None:
     event, younger = past.make(0), past.make(1)
@@ -182,6 +193,22 @@ def test_raw_images_go_only_if_asked_and_after_their_runs(past: Past) -> None:
     assert not past.raw_file(event).exists()
     assert past.tensor_file(event).is_file()
     assert past.raw_file(younger).is_file()
+    assert past.differences() == {}
+
+
+def test_an_event_that_is_made_again_after_the_plan_stays(past: Past) -> None:
+    again, gone = past.make(0), past.make(1)
+    past.catalogue()
+    planned = past.plan(Keep(since=time.time() + 1, events=10**6, images_since=time.time() + 1))
+    assert set(planned.events) == set(planned.images) == {again, gone}
+    assert past.run(again).success
+    said: list[str] = []
+    prune(past.instance, past.root, planned, said.append)
+    assert said == ["1 events stay, for they are made again"]
+    assert past.known() == {again}
+    assert past.instance.get_materialized_partitions(TENSOR) == {again}
+    assert past.raw_file(again).is_file()
+    assert not past.raw_file(gone).exists()
     assert past.differences() == {}
 
 
