@@ -27,9 +27,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cygno_assets.daq import download
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
+from cygno_assets.daq.download import DownloadError, DownloadLimits, download_image
 from cygno_assets.daq.inbox import MAX_REJECTED_BYTES, Inbox, StoredMessage
 from cygno_assets.daq.recorder import Recorder
+from cygno_assets.hosts import AllowedHost
 from cygno_assets.physics.images import ImageError, decode_image, preprocess
 from cygno_assets.physics.spec import PreprocessSpec
 from cygno_assets.services.certificates import make_certificates
@@ -325,10 +328,28 @@ def header(width: int, height: int) -> tuple[bytes, bytes]:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
 
 
+def saved(pixels: Image.Image, how: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    pixels.save(file, how, **options)
+    return file.getvalue()
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG whose last scan, of a few bytes, is there as often as it takes."""
+    data = saved(Image.new("L", (576, 576), 100), "JPEG", progressive=True)
+    *_, last = data.removesuffix(b"\xff\xd9").split(b"\xff\xda")
+    more = scans - data.count(b"\xff\xda")
+    return data[:-2] + more * (b"\xff\xda" + last) + b"\xff\xd9"
+
+
+FRAMES = {"save_all": True, "append_images": [Image.new("L", (576, 576), 9)] * 2}
+
+
 def nested_zip() -> bytes:
     return zipped(("NR/6_keV/a.png", bytes(10**8)), compression=zipfile.ZIP_DEFLATED)
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 BOMB = zlib.compress(bytes(10**8), 9)
 HTML = b"<html>Sign in</html>"
 LETTERS = "field 'filename' may hold only letters, digits, '_' and '-'"
@@ -451,7 +472,14 @@ ROWS: list[Live | TrainingSet | Start] = [
     http_answer("our signature in its own words", "bad_answer", "HTTP 418 I'm a Teapot",
                 sent_raw(f"HTTP/1.1 418 {SIGNATURE} hunter2\r\n\r\n".encode())),
     http_answer("stalls in the image", "unavailable", "imeout", stall, download_timeout_s=0.1),
-    http_answer("truncated", "unavailable", "", answer(IMAGE[:-1], Content_Length=len(IMAGE))),
+    http_answer("a chunk of less than nothing", "bad_answer", "no HTTP answer (ValueError)",
+                sent_raw(CHUNKED + b"-5\r\n")),
+    http_answer("redirect to half an address", "bad_answer", "HTTP",
+                sent_raw(b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\n\r\n")),
+    http_answer("redirect to no text", "bad_answer", "HTTP",
+                sent_raw(b"HTTP/1.1 302 Found\r\nLocation: \xff\xfe\r\n\r\n")),
+    http_answer("truncated", "unavailable", "IncompleteRead",
+                answer(IMAGE[:-1], Content_Length=len(IMAGE))),
     http_answer("no HTTP", "unavailable", "BadStatusLine", sent_raw(b"220 smtp ready\r\n")),
     Live("HTTPS: unknown authority", failed("untrusted"), "certificate is not trusted", tls=True),
     Live("the same name, other bytes", STAYS, f"still the {len(IMAGE)} bytes",
@@ -472,6 +500,8 @@ ROWS: list[Live | TrainingSet | Start] = [
     image("colour", "image is mode RGB; the camera's are", png(Image.new("RGB", (576, 576)))),
     image("16 bits", "image is mode I;16", png(Image.new("I;16", (576, 576)))),
     image("small", "image of 127 × 576 pixels is smaller", png(Image.new("L", (127, 576)))),
+    image("many scans", "image has 65 scans, more than the 64 allowed", progressive(65)),
+    image("four colours", "image is mode CMYK", saved(Image.new("CMYK", (576, 576)), "JPEG")),
     image("GIF", "not a JPEG or PNG image", b"GIF89a" + bytes(100)),
     image("pickle", "not a JPEG or PNG image", b"\x80\x04cos\nsystem\n(S'true'\ntR."),
     Live("image: HTML, unvouched", failed("no_image"), "not a JPEG or PNG image",
@@ -590,6 +620,76 @@ def test_a_damaged_message_is_an_event_or_refused(at: int, put: bytes, cut: int)
         assert event.acquired >= datetime(1970, 1, 1, tzinfo=UTC)
         assert event.url_expires is None or event.url_expires.tzinfo is UTC
         assert SIGNATURE not in repr(event)
+
+
+status_lines = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.0 200",
+        b"HTTP/1.1 302 Found",
+        b"HTTP/1.1 100 Continue",
+        b"ICY 200",
+    ]
+) | st.binary(max_size=20)
+headers = st.sampled_from(
+    [b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip, chunked", b"Content-Length: -5",
+     b"Content-Length: 9", b"Content-Length: 1, 2", b"Content-Encoding: gzip", b"Connection: close",
+     b"Location: http://[::1", b"Location: \xff\xfe", b"Location: //", b"Set-Cookie: \xff"]
+) | st.binary(max_size=20)  # fmt: skip
+bodies = st.lists(
+    st.sampled_from([b"0\r\n\r\n", b"-5\r\n", b"f" * 20 + b"\r\n", b"5;x\r\nabcde\r\n", b"zz\r\n",
+                     b"1_0\r\n", b"1" * 70_000])
+    | st.binary(max_size=20),
+    max_size=4,
+)  # fmt: skip
+http_answers = st.builds(
+    lambda status, headers, body: b"\r\n".join([status, *headers, b"", b"".join(body)]),
+    *(status_lines, st.lists(headers, max_size=4), bodies),
+) | st.binary(max_size=200)
+
+
+def test_whatever_a_server_answers_only_the_named_errors_come_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(download, "_PAUSES_S", {})
+    with serving() as origin:
+        announced = origin.announced()
+        limits = DownloadLimits(
+            max_bytes=100_000,
+            timeout_s=2.0,
+            hosts=(AllowedHost.parse(origin.address),),
+            max_duration_s=5.0,
+        )
+
+        @settings(deadline=None, max_examples=500)
+        @given(http_answers)
+        def asks(sent: bytes) -> None:
+            origin.answers[:] = [sent_raw(sent)]
+            with pytest.raises(DownloadError) as caught:
+                download_image(announced, limits)
+            check_words(str(caught.value), announced.filename)
+
+        asks()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "data",
+    [
+        progressive(64),
+        saved(Image.new("L", (576, 576)), "PNG", **FRAMES),
+        saved(Image.new("L", (576, 576)), "MPO", **FRAMES),
+        IMAGE[:2]
+        + b"\xff\xe1\xea\x6a"
+        + b"Exif\0\0II*\0\x08\0\0\0".ljust(60_008, b"\xff")
+        + IMAGE[2:],
+    ],
+    ids=["progressive", "APNG", "MPO", "Exif of nonsense"],
+)
+def test_what_is_odd_but_an_image_is_taken_by_its_first_frame(data: bytes) -> None:
+    decoded = decode_image(data, max_pixels=10**6)
+    assert (decoded.size, decoded.mode) == ((576, 576), "L")
+    assert preprocess(decoded, PreprocessSpec()).shape == (128, 128)
 
 
 chunk_names = st.sampled_from(
