@@ -108,16 +108,22 @@ def make(site: Site, events: int) -> dict[str, tuple[float, float]]:
         TimeoutError: not all of them were made.
     """
     announce(site, events)
-    announced = announced_by(site.truth)
+    announced = announced_in(site)
     made = await_tensors(site, announced)
     return {event: (when, made[event]) for event, when in announced.items()}
 
 
 def announce(site: Site, events: int) -> None:
     """Returns when all of them are announced."""
-    wanted = len(site.witness.messages) + events
+    site.begin()
     site.announce(events, "--burst")
-    site.wait_for("they are announced", lambda: len(site.witness.messages) >= wanted, _MADE_S)
+    site.wait_for("they are announced", lambda: len(site.heard()) >= events, _MADE_S)
+
+
+def announced_in(site: Site) -> dict[str, float]:
+    """When each of them was, s since 1970, by the DAQ's own table."""
+    [truth] = site.row.truths
+    return announced_by(truth)
 
 
 def await_tensors(site: Site, events: Collection[str]) -> dict[str, float]:
@@ -178,7 +184,7 @@ def killed_host(events: int) -> dict[str, float]:
         site.wait_for("it is at it", lambda: doomed.executed > begun + events // 10, _MADE_S)
         killed = time.time()
         doomed.kill()
-        made = await_tensors(site, announced_by(site.truth))
+        made = await_tensors(site, announced_in(site))
         failed = site.instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.FAILURE]))
         later = [made[run.tags[PARTITION_TAG]] - killed for run in failed]
     return {"runs": len(later), "seconds": max(later, default=0.0)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import requests
+from upath import UPath
 
 from cygno_assets.physics.images import decode_image, preprocess
 from cygno_assets.services.certificates import make_certificates
@@ -169,8 +170,8 @@ def stored(tmp_path: Path) -> Stored:
 
 def test_whole_files_are_whole(stored: Stored, tmp_path: Path) -> None:
     stored.image.with_name(".half.partial").write_bytes(b"half")
-    assert damaged(tmp_path, [stored.event], SPEC) == []
-    assert half_files(tmp_path, SPEC, since=0) == []
+    assert damaged(UPath(tmp_path), [stored.event], SPEC) == []
+    assert half_files(UPath(tmp_path), SPEC, since=0) == []
 
 
 def _other_values(file: Path) -> bytes:
@@ -184,21 +185,21 @@ def _other_values(file: Path) -> bytes:
 def test_half_a_file_is_found(which: str, kept: int, stored: Stored, tmp_path: Path) -> None:
     file: Path = getattr(stored, which)
     file.write_bytes(file.read_bytes()[:kept])
-    assert any(str(file) in wrong for wrong in damaged(tmp_path, [stored.event], SPEC))
-    assert any(str(file) in wrong for wrong in half_files(tmp_path, SPEC, since=0))
-    assert half_files(tmp_path, SPEC, since=time.time() + 1) == []
+    assert any(str(file) in wrong for wrong in damaged(UPath(tmp_path), [stored.event], SPEC))
+    assert any(str(file) in wrong for wrong in half_files(UPath(tmp_path), SPEC, since=0))
+    assert half_files(UPath(tmp_path), SPEC, since=time.time() + 1) == []
 
 
 def test_a_tensor_of_another_image_is_found(stored: Stored, tmp_path: Path) -> None:
     stored.tensor.write_bytes(_other_values(stored.tensor))
-    assert damaged(tmp_path, [stored.event], SPEC)[0].endswith("is not its image's tensor")
+    assert damaged(UPath(tmp_path), [stored.event], SPEC)[0].endswith("is not its image's tensor")
 
 
 @pytest.mark.parametrize("which", ["image", "tensor"])
 def test_a_missing_file_is_found(which: str, stored: Stored, tmp_path: Path) -> None:
     file: Path = getattr(stored, which)
     file.unlink()
-    assert f"{file} is not there" in damaged(tmp_path, [stored.event], SPEC)
+    assert f"{file} is not there" in damaged(UPath(tmp_path), [stored.event], SPEC)
 
 
 def test_a_secret_is_found_but_where_it_may_be(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from dagster import DagsterRun
     from nats.aio.msg import Msg
+    from upath import UPath
 
 SUBJECT = "daq/data"
 _POLL_S = 0.2
@@ -164,6 +165,11 @@ class World:
     _seeds: int = 0
     _stored: set[bytes] = field(default_factory=set)
     _stored_to: tuple[str, int] = ("", 0)
+
+    @property
+    def data(self) -> UPath:
+        """Where images and tensors are stored."""
+        return data_root(self.stack.settings)
 
     def begin(self) -> None:
         """A new row of the table."""
@@ -411,7 +417,7 @@ class World:
     def look_at_files(self) -> None:
         """What is half under a whole name just now makes the row bad, whoever would repair it."""
         spec = self.stack.settings.preprocess_spec
-        self.row.trouble += half_files(self.home / "data", spec, self.row.began - 1)
+        self.row.trouble += half_files(self.data, spec, self.row.began - 1)
 
     def account(self, expected: Expected, recovered_s: float) -> Account:
         """What became of the events of this row."""
@@ -426,7 +432,7 @@ class World:
             made,
             self.successes(heard),
             self.failed(heard),
-            damaged(self.home / "data", sorted(made), spec),
+            damaged(self.data, sorted(made), spec),
             self.row.hit,
             self.row.trouble,
             recovered_s,
@@ -434,7 +440,7 @@ class World:
 
     def reconciled(self) -> Reconciliation:
         """What `cygno-assets reconcile` finds."""
-        return reconcile(self.instance, self._inbox(), data_root(self.stack.settings))
+        return reconcile(self.instance, self._inbox(), self.data)
 
     def account_of_all(self, lost_before_us: int) -> Account:
         """Of all rows once more, now that all has come to rest: nothing may have failed.
