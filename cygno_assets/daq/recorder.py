@@ -344,8 +344,9 @@ class Recorder:
             if not daq:
                 self.counts.inbox_reconnects += 1
                 return
-            # If it does not let us subscribe again, it has said so before.
-            self.counts.daq_connected = not self._subscription_refused
+            # nats-py has subscribed again by now; a refusal was said before this.
+            subscribed = self._plain is not None and not self._subscription_refused
+            self.counts.daq_connected = subscribed or self.counts.durable
             self.counts.daq_reconnects += 1
             self._jetstream_refused = False
             self._look_again.set()
