@@ -2,7 +2,7 @@
 
 Here belong the conversation with the server and the file it becomes; what is in the archive is
 archive.py's. A URL may be presigned: no error, log line or file here shows what follows its `?`,
-nor what the server says in words of its own, for that may be the same.
+and no error what the server says in words of its own, for that may be the same.
 """
 
 from __future__ import annotations
@@ -231,8 +231,10 @@ class _Request:
             ConnectionError: it broke; trying again may help.
             FetchError: it will not.
         """
-        url = self._url
+        url, started = self._url, time.monotonic()
         for _ in range(_MAX_REDIRECTS + 1):
+            if time.monotonic() - started > self._max_s:
+                raise self._too_slow()
             with self._sent(url, headers) as response:
                 if not response.is_redirect:
                     yield response
@@ -273,6 +275,9 @@ class _Request:
             "CYGNO_TRAINING_ARCHIVE to it"
         )
 
+    def _too_slow(self) -> ServerUnavailableError:
+        return ServerUnavailableError(f"{self._shown}: not complete after {self._max_s:g} s")
+
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
         import requests
@@ -285,9 +290,7 @@ class _Request:
         except AnswerTooLongError:
             raise FetchError(f"{self._shown}: larger than {self._max_bytes} bytes") from None
         except AnswerTooSlowError:
-            raise ServerUnavailableError(
-                f"{self._shown}: not complete after {self._max_s:g} s"
-            ) from None
+            raise self._too_slow() from None
         except requests.exceptions.SSLError:
             raise FetchError(f"{self._shown}: the server's certificate is not trusted") from None
         # What requests and urllib3 say quotes the URL. What a server says that is no HTTP is a

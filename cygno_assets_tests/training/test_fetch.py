@@ -326,6 +326,16 @@ def test_an_answer_has_an_end(
                 archive_version(f"{origin.address}/set.zip?{SECRET}")
 
 
+def test_redirects_have_no_more_time_than_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_VERSION_MAX_S", 0.3)
+    with serving() as origin:
+        drop = answer(status=302, Location="/again")
+        origin.answers[:] = [lambda request: (time.sleep(0.2), drop(request))[1]]
+        with pytest.raises(ServerUnavailableError, match=r"not complete after 0\.3 s"):
+            archive_version(f"{origin.address}/set.zip?{SECRET}")
+        assert len(origin.requests) <= 2
+
+
 def test_no_signature_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     secret = f"a='&{SECRET}"
     with serving() as origin, caplog.at_level(logging.DEBUG):
