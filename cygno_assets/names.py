@@ -74,6 +74,13 @@ CATALOG_TAG = "cygno/catalog"
 which their day has nothing new."""
 FINAL_TAG = "cygno/failed_for_good"
 """On runs that failed on something that trying again would not mend; its kind."""
+KIND_TAG = "cygno/failed_on"
+"""On runs that failed on something that may pass; its kind, if that is known."""
+DOUBTS_TAG = "cygno/doubts"
+"""On runs that failed on what a server answered, and on those that make their events again; how
+many did one after the other."""
+MAX_DOUBTS = 3
+"""Runs after which the next to fail like that fails for good; with their pauses, a minute later."""
 ATTEMPT_TAG = "cygno/attempt"
 """On runs that make an event again after a failure; the how-manieth attempt, the first run's 0."""
 MAX_ATTEMPTS = 20

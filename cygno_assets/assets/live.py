@@ -32,8 +32,10 @@ from cygno_assets.daq.announcement import (
     parse_announcement,
 )
 from cygno_assets.daq.download import (
+    DoubtfulDownloadError,
     DownloadError,
     DownloadLimits,
+    FinalDownloadError,
     RetriableDownloadError,
     content_md5,
     download_image,
@@ -49,12 +51,16 @@ from cygno_assets.daq.inbox import (
 from cygno_assets.hosts import AllowedHost
 from cygno_assets.names import (
     ANNOUNCEMENTS,
+    DOUBTS_TAG,
     FINAL_TAG,
     KIND,
+    KIND_TAG,
     LIVE_GROUP,
     LIVE_TAG,
+    MAX_DOUBTS,
     PREPROCESSED_TENSOR,
     RAW_IMAGE,
+    SEQUENCE_TAG,
 )
 from cygno_assets.partitions import daq_event_partitions
 from cygno_assets.physics.images import ImageError
@@ -70,9 +76,14 @@ if TYPE_CHECKING:
     from cygno_assets.physics.tracks import Spot
     from cygno_assets.settings import Settings
 
+    _Useless = DownloadError | ImageError | NotAnEventError
+
 # Temporary trouble that outlasts the short retries inside the request; what is final raises
 # Failure(allow_retries=False) instead.
 _RETRY = RetryPolicy(max_retries=2, delay=2, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
+
+_MAX_ASKED = 5
+"""Announcements of one event by which a run asks for its image."""
 
 
 def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition]:
@@ -91,11 +102,8 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
     seen: dict[str, tuple[StoredMessage, Announcement] | None] = {}
     """What the run under way has read for its first asset, by its id."""
 
-    def announced(inbox: Inbox, event_id: str) -> "tuple[StoredMessage, Announcement] | None":
-        message = inbox.newest_announcement(event_id)
-        if message is None:
-            return None
-        return message, parse_announcement(
+    def read(message: StoredMessage) -> "Announcement":
+        return parse_announcement(
             message.payload, timezone=timezone, names_without_md5=settings.names_without_md5
         )
 
@@ -106,7 +114,8 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         if context.run.run_id in seen:
             return seen[context.run.run_id]
         try:
-            return announced(inbox, event_id)
+            message = inbox.newest_announcement(event_id)
+            return None if message is None else (message, read(message))
         except (InboxUnavailableError, SettingsError, NotAnEventError) as error:
             context.log.warning("without the announcement's metadata: %s", error)
             return None
@@ -116,30 +125,38 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
 
         return decode_image(data, max_pixels=settings.image_max_pixels)
 
+    def fetch(message: StoredMessage) -> "tuple[Announcement, bytes]":
+        announcement = read(message)
+        data = download_image(announcement, limits)
+        if announcement.md5 is None:
+            decode(data)  # nothing else vouches for these bytes
+        return announcement, data
+
     def download(
         inbox: Inbox, event_id: str, context: AssetExecutionContext
     ) -> "tuple[tuple[StoredMessage, Announcement], bytes]":
-        """Downloads by the newest announcement, and by a newer one if that comes meanwhile.
+        """Downloads by the newest announcement, then by those before it and those that come.
 
-        The sensor passes over an announcement of an event that is being made.
+        The newest need not be the best, nor even the DAQ's.
         """
-        found = announced(inbox, event_id)
-        while found is not None:
-            message, announcement = found
+        newest = inbox.newest_announcement(event_id)
+        failed: dict[int, tuple[StoredMessage, _Useless]] = {}
+        asked, waiting = 0, [] if newest is None else [newest]
+        while waiting and asked < _MAX_ASKED:
+            message = waiting.pop()
             try:
-                data = download_image(announcement, limits, received=message.received)
-                if announcement.md5 is None:
-                    decode(data)  # nothing else vouches for these bytes
-            except (DownloadError, ImageError) as error:
-                found = announced(inbox, event_id)
-                if found is None or found[0].sequence <= message.sequence:
-                    if isinstance(error, ImageError):
-                        raise
-                    raise _not_downloaded(context, event_id, error, message) from None
-                context.log.info("failed, but it was announced again meanwhile: trying that")
+                announcement, data = fetch(message)
+            except (DownloadError, ImageError, NotAnEventError) as error:
+                failed[message.sequence] = message, error
+                asked += not isinstance(error, FinalDownloadError | NotAnEventError)
             else:
-                return found, data
-        raise _failed_for_good(context, "gone", _nothing_left(event_id, settings))
+                return (message, announcement), data
+            if not waiting:
+                known = inbox.announcements(event_id)
+                waiting = [message for message in known if message.sequence not in failed]
+        if not failed:
+            raise _failed_for_good(context, "gone", _nothing_left(event_id, settings))
+        raise _not_downloaded(context, event_id, list(failed.values()))
 
     announcements = AssetSpec(
         ANNOUNCEMENTS,
@@ -195,7 +212,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             seen.clear()
             seen[context.run.run_id] = found
             image = decode(data)
-        except (NotAnEventError, ImageError) as error:
+        except ImageError as error:
             raise _useless(context, event_id, error) from None
         metadata: dict[str, RawMetadataValue] = {
             **({} if found is None else _times(*found)),
@@ -342,23 +359,59 @@ def _nothing_left(event_id: str, settings: "Settings") -> str:
     )
 
 
-def _useless(
-    context: AssetExecutionContext, event_id: str, error: NotAnEventError | ImageError
-) -> Failure:
-    kind = "no_event" if isinstance(error, NotAnEventError) else "no_image"
-    return _failed_for_good(context, kind, f"{event_id}: {error}")
+def _useless(context: AssetExecutionContext, event_id: str, error: ImageError) -> Failure:
+    return _failed_for_good(context, "no_image", f"{event_id}: {error}")
 
 
 def _not_downloaded(
-    context: AssetExecutionContext, event_id: str, error: DownloadError, message: StoredMessage
+    context: AssetExecutionContext, event_id: str, failed: "list[tuple[StoredMessage, _Useless]]"
 ) -> Failure:
-    waited = ""
-    if error.kind == "expired" and message.received is not None:
-        waited = f"; the event had waited {span(datetime.now(UTC) - message.received)}"
-    why = f"{event_id}: {error}{waited}"
+    """The failure of a run whose event's announcements, in the order tried, were all useless.
+
+    It is that of the one which gives most hope: the newest of them, if they are alike.
+    """
+    message, error = min(failed, key=lambda one: _hopelessness(one[1]))
+    why = f"{event_id}: {error}"
+    if isinstance(error, DownloadError) and error.kind == "expired" and message.received:
+        why += f"; the event had waited {span(datetime.now(UTC) - message.received)}"
+    if len(failed) > 1:
+        why += f"; none of {len(failed)} announcements led to it"
+    # The sensor passes over what is announced while a run is under way: this one has seen these.
+    newest = max(message.sequence for message, _ in failed)
+    context.instance.add_run_tags(context.run.run_id, {SEQUENCE_TAG: str(newest)})
     if isinstance(error, RetriableDownloadError):
-        return Failure(why, metadata={KIND: error.kind})
-    return _failed_for_good(context, error.kind, why)
+        return _may_pass(context, error.kind, why)
+    if isinstance(error, DoubtfulDownloadError):
+        return _doubtful(context, error.kind, why)
+    return _failed_for_good(context, _kind_of(error), why)
+
+
+def _hopelessness(error: "_Useless") -> int:
+    kinds = (RetriableDownloadError, DoubtfulDownloadError)
+    return next((at for at, kind in enumerate(kinds) if isinstance(error, kind)), len(kinds))
+
+
+def _kind_of(error: "_Useless") -> str:
+    if isinstance(error, DownloadError):
+        return error.kind
+    return "no_event" if isinstance(error, NotAnEventError) else "no_image"
+
+
+def _may_pass(context: AssetExecutionContext, kind: str, why: str) -> Failure:
+    """A failure that is tried again, first within the run."""
+    if context.retry_number == _RETRY.max_retries:
+        context.instance.add_run_tags(context.run.run_id, {KIND_TAG: kind})
+    return Failure(why, metadata={KIND: kind})
+
+
+def _doubtful(context: AssetExecutionContext, kind: str, why: str) -> Failure:
+    """A failure that other runs must see too, some time later, before it is one for good."""
+    doubts = int(context.run.tags.get(DOUBTS_TAG, "0"))
+    if doubts >= MAX_DOUBTS or LIVE_TAG not in context.run.tags:  # a person's is not run again
+        return _failed_for_good(context, kind, why)
+    tags = {KIND_TAG: kind, DOUBTS_TAG: str(doubts + 1)}
+    context.instance.add_run_tags(context.run.run_id, tags)
+    return Failure(why, metadata={KIND: kind}, allow_retries=False)
 
 
 def _times(message: StoredMessage, announced: "Announcement") -> dict[str, "RawMetadataValue"]:

@@ -23,7 +23,14 @@ from dagster import (
 
 from cygno_assets.automation.cursors import parsed
 from cygno_assets.automation.jobs import live_event_job
-from cygno_assets.names import ATTEMPT_TAG, FAILED_EVENTS, LIVE_TAG, PARTITION_TAG, SEQUENCE_TAG
+from cygno_assets.names import (
+    ATTEMPT_TAG,
+    DOUBTS_TAG,
+    FAILED_EVENTS,
+    LIVE_TAG,
+    PARTITION_TAG,
+    SEQUENCE_TAG,
+)
 from cygno_assets.records.history import (
     attempt_of,
     events_of,
@@ -151,6 +158,7 @@ def build_failed_events_sensor(settings: Settings) -> SensorDefinition:
                     LIVE_TAG: "true",
                     ATTEMPT_TAG: str(attempt_of(run) + 1),
                     SEQUENCE_TAG: run.tags.get(SEQUENCE_TAG, ""),
+                    DOUBTS_TAG: run.tags.get(DOUBTS_TAG, "0"),
                 }
                 requests.append(RunRequest(partition_key=event, tags=tags))
         return SensorResult(run_requests=requests, cursor=cursor.dump())

@@ -27,29 +27,30 @@ if TYPE_CHECKING:
     from cygno_assets.daq.announcement import Announcement
 
 Kind = Literal[
-    "unavailable",  # connection, time-out, 429, 5xx, truncated
+    "unavailable",  # connection, time-out, 408, 429, 5xx, truncated
     "missing",  # 404, 410
     "expired",  # the presigned URL
     "forbidden",  # 401, 403 with a URL that has not expired
     "wrong_content",  # another md5, or nothing
     "too_large",  # body or headers
-    "bad_answer",  # any other status: redirects, 206, …
+    "bad_answer",  # any other status: redirects, 206, …; or what is no HTTP
     "not_allowed",  # the host is not listed, or its address not public
     "untrusted",  # certificate
     "unusable_url",
 ]
 
 _CHUNK_BYTES = 65_536
-_RETRIED_STATUSES = (429, 500, 502, 503, 504)
+_NOT_IMPLEMENTED = (501, 505)
+"""The statuses of 500 and above that are about the request."""
 _CONNECT_TIMEOUT_S = 5.0
 _CLOCK_SKEW = timedelta(minutes=1)
-_YOUNG = timedelta(minutes=1)
-"""So long after its announcement an object may still be on its way into the bucket."""
 
 # Pauses before each further try, in seconds; an object may appear seconds after its announcement.
 _PAUSES_S: dict[str, tuple[float, ...]] = {
     "unavailable": (0.1, 0.4, 0.8),
     "missing": (0.5, 1.0, 1.5, 2.0),
+    "forbidden": (0.5,),
+    "wrong_content": (0.5,),
 }
 _JITTER = 0.3
 """Pauses are longer or shorter by up to this share: many runs must not come back at once."""
@@ -69,11 +70,18 @@ class DownloadError(Exception):
 
 
 class RetriableDownloadError(DownloadError):
-    """Trying again later may help: `unavailable`, and `missing` right after the announcement."""
+    """Nobody answered as a server should; trying again later may help: `unavailable`."""
+
+
+class DoubtfulDownloadError(DownloadError):
+    """What the server answered, well or badly; if it says so again a minute later, it means it.
+
+    A server that just starts, or a proxy before it, denies what is there and sends what is not.
+    """
 
 
 class FinalDownloadError(DownloadError):
-    """Trying the same again will not help: every other kind."""
+    """The URL itself is of no use, whoever answers: `expired`, `not_allowed`, `unusable_url`."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +114,10 @@ def check_md5(data: bytes, announcement: Announcement) -> None:
     """Compares bytes with the md5 in the announced name, if it carries one.
 
     Raises:
-        FinalDownloadError: they differ (`wrong_content`).
+        DoubtfulDownloadError: they differ (`wrong_content`).
     """
     if announcement.md5 is not None and (found := content_md5(data)) != announcement.md5:
-        raise FinalDownloadError(
+        raise DoubtfulDownloadError(
             f"{announcement.filename}: wrong md5 {found} of {len(data)} bytes "
             f"from {announcement.source}",
             "wrong_content",
@@ -121,9 +129,7 @@ def span(time: timedelta) -> str:
     return str(timedelta(seconds=max(0, round(time.total_seconds()))))
 
 
-def download_image(
-    announcement: Announcement, limits: DownloadLimits, *, received: datetime | None = None
-) -> bytes:
+def download_image(announcement: Announcement, limits: DownloadLimits) -> bytes:
     """Fetches one announced image.
 
     Short retries with growing, jittered pauses happen inside; they follow no redirect.
@@ -131,14 +137,13 @@ def download_image(
     Args:
         announcement: what to fetch, and from where.
         limits: how.
-        received: when the announcement came, with time zone: an object that is not there within
-            a minute of it may still come. None if that is not known.
 
     Returns:
         The file's bytes, as delivered, with the md5 that its name promises.
 
     Raises:
         RetriableDownloadError: see there.
+        DoubtfulDownloadError: see there.
         FinalDownloadError: see there.
     """
     started = time.monotonic()
@@ -147,15 +152,9 @@ def download_image(
     while True:
         try:
             return fetch.once()
-        except RetriableDownloadError as error:
-            missing = error.kind == "missing"
-            young = received is not None and datetime.now(UTC) - received < _YOUNG
-            hopeless = missing and received is not None and not young
-            pause = next(pauses[error.kind], None)
-            past = time.monotonic() - started > limits.max_duration_s
-            if hopeless or pause is None or past:
-                if missing and not young:
-                    raise FinalDownloadError(str(error), error.kind) from None
+        except (RetriableDownloadError, DoubtfulDownloadError) as error:
+            pause = next(pauses.get(error.kind, iter(())), None)
+            if pause is None or time.monotonic() - started > limits.max_duration_s:
                 raise
         time.sleep(pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 – no secret
 
@@ -226,7 +225,7 @@ class _Fetch:
         except requests.exceptions.SSLError as error:
             if not _is_about_certificates(error):  # hung up in the handshake, say
                 raise self._unavailable(_named(error)) from None
-            raise self._final(
+            raise self._doubtful(
                 f"the server's certificate is not trusted ({_named(error)}); set "
                 "CYGNO_DOWNLOAD_CA_FILE to its authority's PEM file",
                 "untrusted",
@@ -240,11 +239,14 @@ class _Fetch:
         # The exceptions of requests and urllib3 quote the URL with its signature: `from None`.
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             if _is_about_headers(error):
-                raise self._final("its answer's headers are too large", "too_large") from None
+                raise self._doubtful("its answer's headers are too large", "too_large") from None
             raise self._unavailable(_named(error)) from None
+        # What requests and urllib3 let through of lengths and headers that are nonsense.
+        except (ValueError, OverflowError) as error:
+            raise self._doubtful(f"no HTTP answer ({_named(error)})", "bad_answer") from None
         # requests' word for an authority's file that is gone; all else it raises is above.
         except OSError as error:
-            raise self._final(str(error), "untrusted") from None
+            raise self._doubtful(str(error), "untrusted") from None
         check_md5(data, self._announcement)
         return data
 
@@ -260,19 +262,17 @@ class _Fetch:
         # Not in the server's own words: it may put anything there, our URL too.
         phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
         said = f"HTTP {status} {phrase}".rstrip()
-        if status in _RETRIED_STATUSES:
+        if status in {408, 429} or (status >= 500 and status not in _NOT_IMPLEMENTED):
             raise self._unavailable(said)
-        if status == 404:
-            raise RetriableDownloadError(f"{self._what}: {said}", "missing")
-        if status == 410:
-            raise self._final(said, "missing")
+        if status in {404, 410}:
+            raise self._doubtful(said, "missing")
         if status not in {401, 403}:
-            raise self._final(said, "bad_answer")
+            raise self._doubtful(said, "bad_answer")
         expires = self._announcement.url_expires
         if expires is not None and datetime.now(UTC) > expires:
             raise self._final(f"{said}; {_expired(expires)}", "expired")
         until = "says no time of expiry" if expires is None else f"is valid until {_utc(expires)}"
-        raise self._final(
+        raise self._doubtful(
             f"{said}; the URL {until}: its signature is wrong, or it may not read this object",
             "forbidden",
         )
@@ -292,17 +292,21 @@ class _Fetch:
         if expected is not None and len(data) != expected:
             raise self._unavailable(f"truncated, {len(data)} of {expected} bytes")
         if not data:
-            raise self._final("the answer is empty", "wrong_content")
+            raise self._doubtful("the answer is empty", "wrong_content")
         return bytes(data)
 
     def _final(self, why: str, kind: Kind) -> FinalDownloadError:
         return FinalDownloadError(f"{self._what}: {why}", kind)
 
+    def _doubtful(self, why: str, kind: Kind) -> DoubtfulDownloadError:
+        return DoubtfulDownloadError(f"{self._what}: {why}", kind)
+
     def _unavailable(self, why: str) -> RetriableDownloadError:
         return RetriableDownloadError(f"{self._what}: {why}", "unavailable")
 
-    def _too_large(self) -> FinalDownloadError:
-        return self._final(f"larger than the {self._limits.max_bytes} bytes allowed", "too_large")
+    def _too_large(self) -> DoubtfulDownloadError:
+        why = f"larger than the {self._limits.max_bytes} bytes allowed"
+        return self._doubtful(why, "too_large")
 
 
 def _expired(expires: datetime) -> str:

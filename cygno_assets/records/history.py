@@ -15,6 +15,7 @@ from dagster import (
 from cygno_assets.names import (
     ATTEMPT_TAG,
     FINAL_TAG,
+    KIND_TAG,
     LIVE_JOB,
     LIVE_TAG,
     MAX_ATTEMPTS,
@@ -150,7 +151,7 @@ def failures_after(instance: DagsterInstance, storage_id: int, limit: int) -> Ev
 
 def failure_kind(run: DagsterRun) -> str:
     """What a run failed on, in a word that stays the same; if it did not say, how it ended."""
-    return run.tags.get(FINAL_TAG) or run.status.value.lower()
+    return run.tags.get(FINAL_TAG) or run.tags.get(KIND_TAG) or run.status.value.lower()
 
 
 def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, str]:

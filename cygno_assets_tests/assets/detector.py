@@ -52,7 +52,9 @@ class Detector:
         fill_inbox(self.inbox_url, [message(filename, url, TAKEN)])
         return filename.rpartition(".")[0]
 
-    def run(self, event_id: str, *assets: AssetKey) -> ExecuteInProcessResult:
+    def run(
+        self, event_id: str, *assets: AssetKey, tags: Mapping[str, str] | None = None
+    ) -> ExecuteInProcessResult:
         definitions = build_defs(self.settings)
         Definitions.validate_loadable(definitions)
         self.instance.add_dynamic_partitions("daq_event", [event_id])
@@ -60,7 +62,7 @@ class Detector:
             partition_key=event_id,
             instance=self.instance,
             asset_selection=list(assets) or None,
-            tags={} if assets else {LIVE_TAG: "true"},
+            tags={} if assets else {LIVE_TAG: "true", **(tags or {})},
             raise_on_error=False,
         )
 

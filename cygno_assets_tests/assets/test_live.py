@@ -16,12 +16,20 @@ from PIL import Image
 
 from cygno_assets.build import build_defs
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
-from cygno_assets.names import FINAL_TAG
+from cygno_assets.names import (
+    DOUBTS_TAG,
+    FINAL_TAG,
+    KIND_TAG,
+    LIVE_TAG,
+    MAX_DOUBTS,
+    SEQUENCE_TAG,
+)
 from cygno_assets.physics.histogram import counts_from_text
 from cygno_assets.physics.images import decode_image, preprocess
 from cygno_assets.physics.spec import PreprocessSpec
+from cygno_assets.records.history import failure_kind, may_pass
 from cygno_assets_tests.assets.detector import RAW, TAKEN, TENSOR, Detector, kind, reason
-from cygno_assets_tests.origin import serving
+from cygno_assets_tests.origin import answer, serving
 from cygno_assets_tests.wire import REAL_IMAGES, fill_inbox, message, name_of
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
     from pathlib import Path
 
-    from dagster import ExecuteInProcessResult
+    from dagster import DagsterRun, ExecuteInProcessResult
 
 
 @pytest.fixture
@@ -187,12 +195,12 @@ def test_a_server_that_is_away_is_tried_again_and_named(detector: Detector) -> N
     fill_inbox(detector.inbox_url, [again])
     result = detector.run(event_id)
     assert kind(result) == "unavailable"
-    assert reason(result).endswith("Connection refused")
+    assert "Connection refused; none of 2 announcements led to it" in reason(result)
     assert retries(result) == 2
 
 
 def test_an_expired_url_says_how_long_the_event_waited(detector: Detector) -> None:
-    event_id = detector.announce(REAL_IMAGES[0].read_bytes())
+    event_id = REAL_IMAGES[0].stem
     bucket = Bucket(detector.bucket)
     url = bucket.presigned_url(f"{event_id}.jpg", timedelta(seconds=1))
     long_ago = re.sub("X-Amz-Date=[0-9]+", "X-Amz-Date=20241127", url)
@@ -231,7 +239,7 @@ def test_an_event_announced_again_while_it_is_made_is_made_by_the_new_url(
 
         def announce_again_and_refuse(request: BaseHTTPRequestHandler) -> None:
             detector.announce(data)
-            request.send_error(403)
+            request.send_error(418)
 
         first = origin.announced(announce_again_and_refuse, data=data)
         fill_inbox(detector.inbox_url, [message(first.filename, first.url, TAKEN)])
@@ -239,6 +247,111 @@ def test_an_event_announced_again_while_it_is_made_is_made_by_the_new_url(
         assert len(origin.requests) == 1
     assert detector.raw_file(first.event_id).read_bytes() == data
     assert detector.metadata(RAW, first.event_id)["stream_sequence"] == 2
+
+
+def announce(detector: Detector, event_id: str, *urls: str) -> None:
+    """Announces an event once more for each URL, with a time of its own each."""
+    times = (f"2024-11-27 15:00:{second:02d}" for second in range(60))
+    said = [message(f"{event_id}.jpg", url, time) for url, time in zip(urls, times, strict=False)]
+    fill_inbox(detector.inbox_url, said)
+
+
+HOSTILE = "https://evil.example/x.jpg?X-Amz-Signature=1"
+
+
+@pytest.mark.parametrize("later", [[HOSTILE], [HOSTILE] * 20, ["dead"], ["absent"], ["dead"] * 3])
+def test_a_later_announcement_of_no_use_does_not_spoil_a_good_one(
+    detector: Detector, later: list[str]
+) -> None:
+    data = REAL_IMAGES[0].read_bytes()
+    event_id = detector.announce(data)
+    urls = {
+        "dead": f"{detector.bucket.endpoint}/x.jpg?Expires=1732717656&Signature=1",
+        "absent": Bucket(detector.bucket).presigned_url("cygno-x.jpg", timedelta(hours=1)),
+    }
+    announce(detector, event_id, *(urls.get(url, url) for url in later))
+    assert detector.run(event_id).success
+    assert detector.raw_file(event_id).read_bytes() == data
+    assert detector.metadata(RAW, event_id)["stream_sequence"] == 1
+
+
+def test_announcements_that_are_all_of_no_use_are_asked_a_handful_of_times(
+    detector: Detector,
+) -> None:
+    event_id = "cygno-" + 32 * "0"
+    with serving() as origin:
+        detector.overrides["download_hosts"] = origin.address
+        origin.answers[:] = [answer(status=418)]
+        announce(detector, event_id, *[f"{origin.address}/{n}.jpg" for n in range(8)], HOSTILE)
+        result = detector.run(event_id)
+        assert origin.requests == [f"/{n}.jpg" for n in (7, 6, 5, 4, 3)]
+    assert kind(result) == "bad_answer"
+    assert reason(result).endswith(
+        "/7.jpg: HTTP 418 I'm a Teapot; none of 6 announcements led to it"
+    )
+    assert tags(detector, result)[SEQUENCE_TAG] == "9"
+
+
+def test_hostile_announcements_alone_fail_for_good_by_the_newest(detector: Detector) -> None:
+    event_id = "cygno-" + 32 * "0"
+    announce(detector, event_id, "https://evil.example/1", "https://evil.example:8/2")
+    result = detector.run(event_id)
+    assert tags(detector, result)[FINAL_TAG] == "not_allowed"
+    assert reason(result).endswith(
+        "host evil.example:8 is not in CYGNO_DOWNLOAD_HOSTS; none of 2 announcements led to it"
+    )
+
+
+def run_of(detector: Detector, result: ExecuteInProcessResult) -> DagsterRun:
+    run = detector.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    return run
+
+
+def tags(detector: Detector, result: ExecuteInProcessResult) -> dict[str, str]:
+    return dict(run_of(detector, result).tags)
+
+
+def test_what_a_server_answers_is_believed_after_a_minute_of_runs(detector: Detector) -> None:
+    data = REAL_IMAGES[0].read_bytes()
+    with serving() as origin:
+        detector.overrides["download_hosts"] = origin.address
+        announced = origin.announced(answer(b"<html>Sign in</html>"), data=data)
+        announce(detector, announced.event_id, announced.url)
+        given: dict[str, str] = {}
+        for doubts in range(1, MAX_DOUBTS + 1):
+            result = detector.run(announced.event_id, tags=given)
+            assert kind(result) == "wrong_content"
+            assert may_pass(run_of(detector, result))
+            assert failure_kind(run_of(detector, result)) == "wrong_content"
+            assert retries(result) == 0
+            given = {DOUBTS_TAG: tags(detector, result)[DOUBTS_TAG]}
+            assert given == {DOUBTS_TAG: str(doubts)}
+        last = detector.run(announced.event_id, tags=given)
+        assert tags(detector, last)[FINAL_TAG] == "wrong_content"
+        assert not may_pass(run_of(detector, last))
+
+        origin.answers[:] = [answer(data)]
+        assert detector.run(announced.event_id, tags=given).success
+
+
+def test_a_persons_run_that_fails_on_an_answer_has_failed(detector: Detector) -> None:
+    """Nothing runs it again by itself."""
+    event_id = detector.announce(b"other bytes", name_of(b"an image"))
+    result = detector.run(event_id, RAW)
+    assert LIVE_TAG not in tags(detector, result)
+    assert tags(detector, result)[FINAL_TAG] == "wrong_content"
+
+
+def test_what_failed_on_a_server_that_is_away_says_so_in_the_end(detector: Detector) -> None:
+    """Or `replay --kind unavailable` would not find it."""
+    away = "http://127.0.0.1:1"
+    detector.overrides["download_hosts"] = away
+    event_id = "cygno-" + 32 * "0"
+    announce(detector, event_id, f"{away}/x.jpg")
+    result = detector.run(event_id)
+    assert tags(detector, result)[KIND_TAG] == "unavailable"
+    assert failure_kind(run_of(detector, result)) == "unavailable"
 
 
 def test_a_failure_for_good_says_so_on_the_run(detector: Detector) -> None:

@@ -21,7 +21,14 @@ from dagster._core.test_utils import create_run_for_test
 from cygno_assets.automation import retries
 from cygno_assets.automation.retries import Cursor, build_failed_events_sensor
 from cygno_assets.build import build_defs
-from cygno_assets.names import ATTEMPT_TAG, FINAL_TAG, LIVE_TAG, MAX_ATTEMPTS, SEQUENCE_TAG
+from cygno_assets.names import (
+    ATTEMPT_TAG,
+    DOUBTS_TAG,
+    FINAL_TAG,
+    LIVE_TAG,
+    MAX_ATTEMPTS,
+    SEQUENCE_TAG,
+)
 from cygno_assets.records.history import failed_events, may_pass
 from cygno_assets.settings import load_settings
 
@@ -76,10 +83,13 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_failed_is_followed_by_one_more_of_its_event(instance: DagsterInstance) -> None:
     sensor = Sensor(instance)
     failed(instance, "a")
-    assert sensor.tick() == {"a": {LIVE_TAG: "true", ATTEMPT_TAG: "1", SEQUENCE_TAG: "7"}}
+    assert sensor.tick() == {
+        "a": {LIVE_TAG: "true", ATTEMPT_TAG: "1", SEQUENCE_TAG: "7", DOUBTS_TAG: "0"}
+    }
     assert sensor.tick() == {}
-    failed(instance, "a", **{ATTEMPT_TAG: "1"})
-    assert sensor.tick()["a"][ATTEMPT_TAG] == "2"
+    failed(instance, "a", **{ATTEMPT_TAG: "1", DOUBTS_TAG: "2"})
+    again = sensor.tick()["a"]
+    assert (again[ATTEMPT_TAG], again[DOUBTS_TAG]) == ("2", "2")
 
 
 def test_pauses_grow_to_five_minutes(

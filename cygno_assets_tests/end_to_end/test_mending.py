@@ -72,7 +72,11 @@ def test_what_is_missing_is_listed_and_mended(
         wrong = daq.announces(name_of(IMAGES[3]), IMAGES[0])  # other bytes than its name says
         daq.says(b"no JSON", message("sunset.jpg", "https://daq.invalid/x?X-Amz-Signature=c0ffee"))
         wait_until("three tensors", lambda: set(ui.events()) == set(good))
-        wait_until("a failure", lambda: ui.runs_of(wrong) == ["FAILURE"])
+        wait_until(
+            "a failure that is believed",
+            lambda: ui.runs_of(wrong) == ["FAILURE"] * 4,
+            timeout_s=180,
+        )
 
         status, said = run(home, "reconcile")
         assert status == 1

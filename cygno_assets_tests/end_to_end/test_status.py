@@ -127,17 +127,17 @@ def test_a_system_well_and_unwell(
         server.resume()
         wait_until("both are back", lambda: found(home)["well"])
 
-        wrong = daq.announces(name_of(IMAGES[3]), IMAGES[0])  # other bytes than its name says
+        wrong = daq.announces(name_of(b"no image"), b"no image")
         wait_until("a failure", lambda: ui.runs_of(wrong) == ["FAILURE"])
         document = found(home)
-        assert document["failed"] == {"wrong_content": 1}
+        assert document["failed"] == {"no_image": 1}
         assert document["wrong"] == ["events failed for good in the last day: 1"]
         code, said = status(home)
         assert code == WRONG
-        assert "1 wrong_content" in said
+        assert "1 no_image" in said
         wait_until("people are told", lambda: webhook.messages)
         [message] = webhook.messages
-        assert message["failed"] == {"live event: wrong_content": 1}
+        assert message["failed"] == {"live event: no_image": 1}
         assert wrong in message["text"]
         assert f"{ui.url}/runs/{ui.newest_run(wrong)}" in message["text"]
         assert not [

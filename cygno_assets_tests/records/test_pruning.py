@@ -12,7 +12,7 @@ from dagster import DagsterInstance
 
 from cygno_assets.build import build_defs
 from cygno_assets.daq.inbox import Inbox
-from cygno_assets.names import CATALOG_JOB, DAQ_EVENTS, EVENT_CATALOG
+from cygno_assets.names import CATALOG_JOB, DAQ_EVENTS, DOUBTS_TAG, EVENT_CATALOG, MAX_DOUBTS
 from cygno_assets.records.pruning import Keep, Plan, keep_by, plan, prune
 from cygno_assets.records.reconciliation import reconcile
 from cygno_assets.services.process import ServiceError
@@ -163,7 +163,7 @@ def test_days_are_counted_from_when_an_event_was_made(past: Past) -> None:
 
 def test_failures_go_with_their_reason_in_the_catalogue(past: Past) -> None:
     bad = past.announce(b"no image", name_of(b"another"))
-    assert not past.run(bad).success
+    assert not past.run(bad, tags={DOUBTS_TAG: str(MAX_DOUBTS)}).success
     past.catalogue()
     before = past.differences()
     assert before == {bad: ("failed", "wrong_content")}
