@@ -323,6 +323,23 @@ def header(width: int, height: int) -> tuple[bytes, bytes]:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
 
 
+def saved(pixels: Image.Image, how: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    pixels.save(file, how, **options)
+    return file.getvalue()
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG whose last scan, of a few bytes, is there as often as it takes."""
+    data = saved(Image.new("L", (576, 576), 100), "JPEG", progressive=True)
+    *_, last = data.removesuffix(b"\xff\xd9").split(b"\xff\xda")
+    more = scans - data.count(b"\xff\xda")
+    return data[:-2] + more * (b"\xff\xda" + last) + b"\xff\xd9"
+
+
+FRAMES = {"save_all": True, "append_images": [Image.new("L", (576, 576), 9)] * 2}
+
+
 def nested_zip() -> bytes:
     return zipped(("NR/6_keV/a.png", bytes(10**8)), compression=zipfile.ZIP_DEFLATED)
 
@@ -461,6 +478,8 @@ ROWS: list[Live | TrainingSet | Start] = [
     image("colour", "image is mode RGB; the camera's are", png(Image.new("RGB", (576, 576)))),
     image("16 bits", "image is mode I;16", png(Image.new("I;16", (576, 576)))),
     image("small", "image of 127 × 576 pixels is smaller", png(Image.new("L", (127, 576)))),
+    image("many scans", "image has 65 scans, more than the 64 allowed", progressive(65)),
+    image("four colours", "image is mode CMYK", saved(Image.new("CMYK", (576, 576)), "JPEG")),
     image("GIF", "not a JPEG or PNG image", b"GIF89a" + bytes(100)),
     image("pickle", "not a JPEG or PNG image", b"\x80\x04cos\nsystem\n(S'true'\ntR."),
     Live("image: HTML, unvouched", failed("no_image"), "not a JPEG or PNG image",
@@ -562,6 +581,26 @@ def test_a_damaged_message_is_an_event_or_refused(at: int, put: bytes, cut: int)
         assert event.acquired >= datetime(1970, 1, 1, tzinfo=UTC)
         assert event.url_expires is None or event.url_expires.tzinfo is UTC
         assert SIGNATURE not in repr(event)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "data",
+    [
+        progressive(64),
+        saved(Image.new("L", (576, 576)), "PNG", **FRAMES),
+        saved(Image.new("L", (576, 576)), "MPO", **FRAMES),
+        IMAGE[:2]
+        + b"\xff\xe1\xea\x6a"
+        + b"Exif\0\0II*\0\x08\0\0\0".ljust(60_008, b"\xff")
+        + IMAGE[2:],
+    ],
+    ids=["progressive", "APNG", "MPO", "Exif of nonsense"],
+)
+def test_what_is_odd_but_an_image_is_taken_by_its_first_frame(data: bytes) -> None:
+    decoded = decode_image(data, max_pixels=10**6)
+    assert (decoded.size, decoded.mode) == ((576, 576), "L")
+    assert preprocess(decoded, PreprocessSpec()).shape == (128, 128)
 
 
 chunk_names = st.sampled_from(

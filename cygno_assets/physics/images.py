@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 _PNG_BIT_DEPTH = 24
 """Where a PNG's header (IHDR, which comes first) has it; W3C PNG, third edition, 11.2.1."""
+_SCAN = b"\xff\xda"
+"""What each scan of a JPEG begins with (SOS), and nothing within one; ITU-T T.81, table B.1."""
+_MAX_SCANS = 64
+"""Of a progressive JPEG. Encoders write six or ten; each costs a pass over all pixels, however few
+bytes it has, so that an image of the size allowed could take hours."""
 THUMBNAIL_MAX_BYTES = 3_000
 """So that a thumbnail with its base64 and Markdown stays within 4 kB."""
 
@@ -36,7 +41,7 @@ def open_image(data: bytes, *, max_pixels: int) -> Image:
         max_pixels: largest width × height accepted.
 
     Raises:
-        ImageError: not JPEG or PNG, more than max_pixels, or not 8-bit mode L.
+        ImageError: not JPEG or PNG, more than max_pixels, not 8-bit mode L, or of many scans.
     """
     import PIL
     import PIL.Image
@@ -61,6 +66,8 @@ def open_image(data: bytes, *, max_pixels: int) -> Image:
     # Pillow stretches 2 and 4 bits to 8 and says L.
     if image.format == "PNG" and (depth := data[_PNG_BIT_DEPTH]) != 8:
         raise ImageError(f"image has {depth} bits a pixel; the camera's are 8-bit mode L")
+    if image.info.get("progressive") and (scans := data.count(_SCAN)) > _MAX_SCANS:
+        raise ImageError(f"image has {scans} scans, more than the {_MAX_SCANS} allowed")
     return image
 
 
