@@ -27,9 +27,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cygno_assets.daq import download
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
+from cygno_assets.daq.download import DownloadError, DownloadLimits, download_image
 from cygno_assets.daq.inbox import Inbox, StoredMessage
 from cygno_assets.daq.recorder import Recorder
+from cygno_assets.hosts import AllowedHost
 from cygno_assets.physics.images import ImageError, decode_image, preprocess
 from cygno_assets.physics.spec import PreprocessSpec
 from cygno_assets.services.certificates import make_certificates
@@ -344,6 +347,7 @@ def nested_zip() -> bytes:
     return zipped(("NR/6_keV/a.png", bytes(10**8)), compression=zipfile.ZIP_DEFLATED)
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 BOMB = zlib.compress(bytes(10**8), 9)
 HTML = b"<html>Sign in</html>"
 LETTERS = "field 'filename' may hold only letters, digits, '_' and '-'"
@@ -457,7 +461,14 @@ ROWS: list[Live | TrainingSet | Start] = [
     http_answer("our signature in its own words", "bad_answer", "HTTP 418 I'm a Teapot",
                 sent_raw(f"HTTP/1.1 418 {SIGNATURE} hunter2\r\n\r\n".encode())),
     http_answer("stalls in the image", "unavailable", "imeout", stall, download_timeout_s=0.1),
-    http_answer("truncated", "unavailable", "", answer(IMAGE[:-1], Content_Length=len(IMAGE))),
+    http_answer("a chunk of less than nothing", "bad_answer", "no HTTP answer (ValueError)",
+                sent_raw(CHUNKED + b"-5\r\n")),
+    http_answer("redirect to half an address", "bad_answer", "HTTP",
+                sent_raw(b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\n\r\n")),
+    http_answer("redirect to no text", "bad_answer", "HTTP",
+                sent_raw(b"HTTP/1.1 302 Found\r\nLocation: \xff\xfe\r\n\r\n")),
+    http_answer("truncated", "unavailable", "IncompleteRead",
+                answer(IMAGE[:-1], Content_Length=len(IMAGE))),
     http_answer("no HTTP", "unavailable", "BadStatusLine", sent_raw(b"220 smtp ready\r\n")),
     Live("HTTPS: unknown authority", failed("untrusted"), "certificate is not trusted", tls=True),
     Live("the same name, other bytes", STAYS, f"still the {len(IMAGE)} bytes",
@@ -581,6 +592,56 @@ def test_a_damaged_message_is_an_event_or_refused(at: int, put: bytes, cut: int)
         assert event.acquired >= datetime(1970, 1, 1, tzinfo=UTC)
         assert event.url_expires is None or event.url_expires.tzinfo is UTC
         assert SIGNATURE not in repr(event)
+
+
+status_lines = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.0 200",
+        b"HTTP/1.1 302 Found",
+        b"HTTP/1.1 100 Continue",
+        b"ICY 200",
+    ]
+) | st.binary(max_size=20)
+headers = st.sampled_from(
+    [b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip, chunked", b"Content-Length: -5",
+     b"Content-Length: 9", b"Content-Length: 1, 2", b"Content-Encoding: gzip", b"Connection: close",
+     b"Location: http://[::1", b"Location: \xff\xfe", b"Location: //", b"Set-Cookie: \xff"]
+) | st.binary(max_size=20)  # fmt: skip
+bodies = st.lists(
+    st.sampled_from([b"0\r\n\r\n", b"-5\r\n", b"f" * 20 + b"\r\n", b"5;x\r\nabcde\r\n", b"zz\r\n",
+                     b"1_0\r\n", b"1" * 70_000])
+    | st.binary(max_size=20),
+    max_size=4,
+)  # fmt: skip
+http_answers = st.builds(
+    lambda status, headers, body: b"\r\n".join([status, *headers, b"", b"".join(body)]),
+    *(status_lines, st.lists(headers, max_size=4), bodies),
+) | st.binary(max_size=200)
+
+
+def test_whatever_a_server_answers_only_the_named_errors_come_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(download, "_PAUSES_S", {})
+    with serving() as origin:
+        announced = origin.announced()
+        limits = DownloadLimits(
+            max_bytes=100_000,
+            timeout_s=2.0,
+            hosts=(AllowedHost.parse(origin.address),),
+            max_duration_s=5.0,
+        )
+
+        @settings(deadline=None, max_examples=500)
+        @given(http_answers)
+        def asks(sent: bytes) -> None:
+            origin.answers[:] = [sent_raw(sent)]
+            with pytest.raises(DownloadError) as caught:
+                download_image(announced, limits)
+            check_words(str(caught.value), announced.filename)
+
+        asks()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
