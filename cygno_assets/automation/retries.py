@@ -7,11 +7,12 @@ are retried inside the request and inside the run.
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dagster import (
     DagsterInstance,
+    DagsterRun,
     DefaultSensorStatus,
     RunRequest,
     SensorDefinition,
@@ -31,7 +32,9 @@ from cygno_assets.names import (
     PARTITION_TAG,
     SEQUENCE_TAG,
 )
+from cygno_assets.records.cursors import passed_over
 from cygno_assets.records.history import (
+    RETRIED_WITHIN,
     attempt_of,
     events_of,
     failures_after,
@@ -42,6 +45,7 @@ from cygno_assets.records.history import (
     runs_by_id,
     sequence_of,
     unfinished_runs,
+    was_retried,
 )
 from cygno_assets.settings import Settings
 
@@ -49,6 +53,8 @@ _EVERY_S = 5
 _FIRST_PAUSE_S = 10.0
 _LONGEST_PAUSE_S = 300.0
 _FAILURES_AT_ONCE = 1000
+_LONG_AGO_S = 3600.0
+"""The first events of a new home may have failed before the first tick; older URLs are dead."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,17 @@ class Waiting:
 
     Attributes:
         run_id: of the run that failed.
-        due: seconds since 1970 before which it is not.
+        due: seconds since 1970 before which it is not, unless it is announced again.
         sequence: of its announcement in the inbox; 0 if that is not known.
+        failed: seconds since 1970 at which the run did.
+        requested: its run is; until the next tick, which is when that run is there for all to see.
     """
 
     run_id: str
     due: float
     sequence: int = 0
+    failed: float = 0.0
+    requested: bool = False
 
 
 @dataclass
@@ -97,11 +107,12 @@ class Cursor:
         return json.dumps(asdict(self))
 
     def read_failures(self, instance: DagsterInstance) -> None:
-        """Reads on in the runs that failed; on the first tick none, for they may be years old."""
+        """Reads on in the runs that failed; on the first tick not in those of long ago."""
         if self.storage_id is None:
-            self.storage_id = newest_failure(instance)
-            return
-        failures = failures_after(instance, self.storage_id, _FAILURES_AT_ONCE).records
+            since, self.storage_id = time.time() - _LONG_AGO_S, newest_failure(instance)
+            failures = failures_after(instance, 0, _FAILURES_AT_ONCE, since=since).records
+        else:
+            failures = failures_after(instance, self.storage_id, _FAILURES_AT_ONCE).records
         if not failures:
             return
         self.storage_id = failures[-1].storage_id
@@ -110,8 +121,10 @@ class Cursor:
             run = runs.get(failure.run_id)
             if run is not None and may_pass(run):
                 pause = min(_FIRST_PAUSE_S * 2 ** attempt_of(run), _LONGEST_PAUSE_S)
-                due = failure.timestamp + pause
-                self.waiting[run.tags[PARTITION_TAG]] = Waiting(run.run_id, due, sequence_of(run))
+                failed = failure.timestamp
+                self.waiting[run.tags[PARTITION_TAG]] = Waiting(
+                    run.run_id, failed + pause, sequence_of(run), failed
+                )
 
 
 def build_failed_events_sensor(settings: Settings) -> SensorDefinition:
@@ -123,14 +136,22 @@ def build_failed_events_sensor(settings: Settings) -> SensorDefinition:
         minimum_interval_seconds=_EVERY_S,
         default_status=DefaultSensorStatus.RUNNING,
         description="Makes events again whose run failed on something that may pass: after 10 s, "
-        f"20 s, … at most {_LONGEST_PAUSE_S:g} s, until their URL has expired. What is of no use "
-        "to try again, such as a wrong md5, stays failed.",
+        f"20 s, … at most {_LONGEST_PAUSE_S:g} s, until their URL has expired; or at once, if they "
+        "are announced again. What is of no use to try again stays failed.",
     )
     def failed_events(context: SensorEvaluationContext) -> SensorResult:
         cursor = Cursor.parse(context.cursor)
+        for event in [event for event, one in cursor.waiting.items() if one.requested]:
+            del cursor.waiting[event]
         cursor.read_failures(context.instance)
         now = time.time()
-        due = [event for event, waiting in cursor.waiting.items() if waiting.due <= now]
+        # Left to this sensor by the other, for two must not request one event.
+        newest = passed_over(context.instance) if cursor.waiting else {}
+        due = [
+            event
+            for event, waiting in cursor.waiting.items()
+            if waiting.due <= now or newest.get(event, 0) > waiting.sequence
+        ]
         if not due:
             return SensorResult(
                 skip_reason=SkipReason(f"{len(cursor.waiting)} events wait to be made again"),
@@ -144,23 +165,39 @@ def build_failed_events_sensor(settings: Settings) -> SensorDefinition:
         room = settings.max_unfinished_live_runs - sum(LIVE_TAG in run.tags for run in unfinished)
         requests: list[RunRequest] = []
         for event in due:
-            run = failed.get(cursor.waiting[event].run_id)
+            waiting = cursor.waiting[event]
+            run = failed.get(waiting.run_id)
             if (
                 run is None  # pruned
-                or retried_by_dagster(run)  # only now: Dagster's tag comes after its failure
+                or was_retried(run)  # if that one fails, or the next, it is read here
                 or event in done
-                or event in running  # if that one fails, it is read here
+                or event in running
             ):
                 del cursor.waiting[event]
+            # Only now: Dagster's tag comes after its failure.
+            elif retried_by_dagster(run) and now < waiting.failed + RETRIED_WITHIN.total_seconds():
+                continue
             elif len(requests) < room:
-                del cursor.waiting[event]
-                tags = {
-                    LIVE_TAG: "true",
-                    ATTEMPT_TAG: str(attempt_of(run) + 1),
-                    SEQUENCE_TAG: run.tags.get(SEQUENCE_TAG, ""),
-                    DOUBTS_TAG: run.tags.get(DOUBTS_TAG, "0"),
-                }
+                cursor.waiting[event] = replace(waiting, requested=True)
+                tags = _tags(run, newest.get(event, 0))
                 requests.append(RunRequest(partition_key=event, tags=tags))
         return SensorResult(run_requests=requests, cursor=cursor.dump())
 
     return failed_events
+
+
+def _tags(failed: DagsterRun, newest: int) -> dict[str, str]:
+    """Tags of the run that follows a failed one; of a newer announcement, as if it were the first.
+
+    Args:
+        failed: the run.
+        newest: sequence of the event's newest announcement that is known of.
+    """
+    if newest > sequence_of(failed):
+        return {LIVE_TAG: "true", SEQUENCE_TAG: str(newest)}
+    return {
+        LIVE_TAG: "true",
+        ATTEMPT_TAG: str(attempt_of(failed) + 1),
+        SEQUENCE_TAG: failed.tags.get(SEQUENCE_TAG, ""),
+        DOUBTS_TAG: failed.tags.get(DOUBTS_TAG, "0"),
+    }

@@ -5,11 +5,12 @@ runs it has reserved before it starts any, so a crash anywhere resumes or reads 
 """
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dagster import (
+    DagsterInstance,
     DefaultSensorStatus,
     ResourceParam,
     RunRequest,
@@ -24,7 +25,15 @@ from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.daq.inbox import Inbox, StoredMessage, StreamState
 from cygno_assets.names import DAQ_EVENTS, LIVE_TAG, SEQUENCE_TAG
 from cygno_assets.partitions import daq_event_partitions
-from cygno_assets.records.history import events_of, materialized_events, unfinished_runs
+from cygno_assets.records.cursors import waiting_to_be_made_again
+from cygno_assets.records.history import (
+    about_to_be_retried,
+    events_of,
+    materialized_events,
+    newest_runs,
+    sequence_of,
+    unfinished_runs,
+)
 
 if TYPE_CHECKING:
     from cygno_assets.settings import Settings
@@ -43,6 +52,8 @@ class Cursor:
         recreated: how often the stream turned out to be another one; read from its beginning.
         beyond_end: how often `sequence` was beyond the stream's end; read from its beginning.
         aged_out: messages that the inbox dropped for age or size before they were read.
+        passed_over: events that were announced while a run of theirs was under way, or while
+            `failed_events` had them, with the sequence; until it is known what became of them.
     """
 
     stream: str = ""
@@ -50,6 +61,7 @@ class Cursor:
     recreated: int = 0
     beyond_end: int = 0
     aged_out: int = 0
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str | None) -> "Cursor":
@@ -87,13 +99,13 @@ class Cursor:
                 f"the inbox's stream was created anew ({state.created}); reading it from its "
                 "beginning"
             )
-            cursor = replace(cursor, sequence=0, recreated=cursor.recreated + 1)
+            cursor = replace(cursor, sequence=0, passed_over={}, recreated=cursor.recreated + 1)
         elif cursor.sequence > state.last_sequence:
             notes.append(
                 f"the cursor ({cursor.sequence}) is beyond the stream's end "
                 f"({state.last_sequence}); reading it from its beginning"
             )
-            cursor = replace(cursor, sequence=0, beyond_end=cursor.beyond_end + 1)
+            cursor = replace(cursor, sequence=0, passed_over={}, beyond_end=cursor.beyond_end + 1)
         # Before the first message of a stream's life nothing can have been missed, and a
         # stream read for the first time owes us nothing that was in it before.
         missed = state.first_sequence - cursor.sequence - 1
@@ -133,25 +145,39 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
         if cursor.sequence < before.sequence:
             _, messages = inbox.read_after(cursor.sequence, limit=room)
         if room <= 0:
-            waiting = state.last_sequence - cursor.sequence
+            unread = state.last_sequence - cursor.sequence
             return SensorResult(
                 skip_reason=SkipReason(
-                    f"{unfinished} live runs are unfinished; {waiting} messages wait in the inbox"
+                    f"{unfinished} live runs are unfinished; {unread} messages wait in the inbox"
                 ),
                 cursor=cursor.dump(),
             )
         if messages:
             cursor = replace(cursor, sequence=messages[-1].sequence)
-        newest = {m.event_id: m for m in messages if m.event_id is not None}
-        # In this order. A run that is under way after its event's newest announcement was read
-        # looks at that one before it fails; one that ends in between is found materialized.
-        running = events_of(unfinished_runs(context.instance)) & newest.keys() if newest else set()
-        done = materialized_events(context.instance, newest)
-        wanted = [m for key, m in newest.items() if key not in done and key not in running]
-        skipped = _skipped(messages, wanted, done, running)
+        newest = {m.event_id: m.sequence for m in messages if m.event_id is not None}
+        # The newest first, for the cursor moves on beyond them; `room` has room for them.
+        announced = newest | {e: s for e, s in cursor.passed_over.items() if e not in newest}
+        # In this order. What `failed_events` requests it has until its run is there; a run that
+        # ends in between is found materialized.
+        waiting = waiting_to_be_made_again(context.instance).keys() & announced.keys()
+        running = _running(context.instance) & announced.keys() if announced else set()
+        done = materialized_events(context.instance, announced)
+        busy = (waiting | running) - done.keys()
+        free = [event for event in announced if event not in busy and event not in done]
+        # What was passed over may have been seen, for a run looks for more before it fails.
+        runs = newest_runs(context.instance, [event for event in free if event not in newest])
+        wanted = [
+            event
+            for event in free
+            if event not in runs or sequence_of(runs[event]) < announced[event]
+        ]
+        requested = wanted[:room]
+        left = busy | {*wanted[room:]}
+        cursor = replace(cursor, passed_over={e: s for e, s in announced.items() if e in left})
+        skipped = _skipped(messages, newest, done, running, waiting)
         if skipped:
             context.log.info(skipped)
-        if not wanted:
+        if not requested:
             return SensorResult(
                 skip_reason=SkipReason(
                     "; ".join([f"read up to sequence {cursor.sequence}", *notes, skipped]).rstrip(
@@ -160,35 +186,41 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
                 ),
                 cursor=cursor.dump(),
             )
-        keys = [str(message.event_id) for message in wanted]
         return SensorResult(
             run_requests=[
                 RunRequest(
-                    partition_key=key,
-                    tags={LIVE_TAG: "true", SEQUENCE_TAG: str(message.sequence), **_FIRST},
+                    partition_key=event,
+                    tags={LIVE_TAG: "true", SEQUENCE_TAG: str(announced[event]), **_FIRST},
                 )
-                for key, message in zip(keys, wanted, strict=True)
+                for event in requested
             ],
-            dynamic_partitions_requests=[daq_event_partitions.build_add_request(keys)],
+            dynamic_partitions_requests=[daq_event_partitions.build_add_request(requested)],
             cursor=cursor.dump(),
         )
 
     return daq_events
 
 
+def _running(instance: DagsterInstance) -> set[str]:
+    """Events that are being made, or will be by a run that Dagster has follow one that died."""
+    # In this order: what dies in between is found to be.
+    return events_of(unfinished_runs(instance)) | events_of(about_to_be_retried(instance))
+
+
 def _skipped(
     messages: Sequence[StoredMessage],
-    wanted: Sequence[StoredMessage],
+    newest: Mapping[str, int],
     done: Collection[str],
     running: Collection[str],
+    waiting: Collection[str],
 ) -> str:
     """What became of the messages that no run was requested for, in words."""
     rejected = sum(message.event_id is None for message in messages)
-    repeated = len(messages) - rejected - len(wanted) - len({*done, *running})
     counts = {
-        "have a tensor": len(done),
-        "are being made": len(running),
-        "were repeated": repeated,
+        "have a tensor": len(newest.keys() & {*done}),
+        "are being made": len(newest.keys() & {*running} - {*done}),
+        "wait to be made again": len(newest.keys() & {*waiting} - {*done, *running}),
+        "were repeated": len(messages) - rejected - len(newest),
         "could not be events": rejected,
     }
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

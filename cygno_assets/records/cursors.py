@@ -33,6 +33,12 @@ def waiting_to_be_made_again(instance: DagsterInstance) -> Mapping[str, int]:
     return {event: int(fields.get("sequence", 0)) for event, fields in waiting.items()}
 
 
+def passed_over(instance: DagsterInstance) -> Mapping[str, int]:
+    """Events that `daq_events` left to their run or retry; by announcements' stream sequences."""
+    passed: Mapping[str, int] = _cursor(instance, DAQ_EVENTS).get("passed_over", {})
+    return passed
+
+
 def _cursor(instance: DagsterInstance, sensor: str) -> dict[str, Any]:
     """A sensor's cursor; empty before its first tick, or if a person typed a number into it."""
     for state in instance.all_instigator_state():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from dagster import (
@@ -31,10 +32,10 @@ from cygno_assets.partitions import training_cells
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
-    from datetime import datetime
 
     from dagster import DagsterInstance, DagsterRun, EventRecordsResult
 
+_WILL_RETRY_TAG = "dagster/will_retry"
 _UNFINISHED = [
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.NOT_STARTED,
@@ -44,6 +45,8 @@ _UNFINISHED = [
     DagsterRunStatus.CANCELING,
 ]
 _PAGE = 1000
+RETRIED_WITHIN = timedelta(minutes=2)
+"""So soon after a process died Dagster runs again what it executed, or not at all."""
 
 
 def materialized_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, float]:
@@ -84,6 +87,22 @@ def unfinished_runs(instance: DagsterInstance) -> list[DagsterRun]:
     return list(instance.get_runs(RunsFilter(statuses=_UNFINISHED)))
 
 
+def about_to_be_retried(instance: DagsterInstance) -> list[DagsterRun]:
+    """Runs whose process died just now, until the run that Dagster has follow them has ended."""
+    died = instance.get_runs(
+        RunsFilter(tags={_WILL_RETRY_TAG: "true"}, updated_after=datetime.now(UTC) - RETRIED_WITHIN)
+    )
+    followers = runs_by_id(instance, [f for run in died if (f := _follower_of(run))])
+    ended = {run_id for run_id, run in followers.items() if run.is_finished}
+    return [run for run in died if _follower_of(run) not in ended]
+
+
+def newest_runs(instance: DagsterInstance, events: Collection[str]) -> dict[str, DagsterRun]:
+    """The newest run of each of these events, as far as any is known."""
+    runs = instance.get_runs(RunsFilter(tags={PARTITION_TAG: list(events)})) if events else []
+    return {run.tags[PARTITION_TAG]: run for run in reversed(list(runs))}
+
+
 def events_of(runs: Iterable[DagsterRun]) -> set[str]:
     """The events, or other partitions, that these runs make."""
     return {run.tags[PARTITION_TAG] for run in runs if PARTITION_TAG in run.tags}
@@ -116,7 +135,16 @@ def makes_event(run: DagsterRun) -> bool:
 
 def retried_by_dagster(run: DagsterRun) -> bool:
     """Whether Dagster runs it again by itself, because its process died."""
-    return run.tags.get("dagster/will_retry") == "true"
+    return run.tags.get(_WILL_RETRY_TAG) == "true"
+
+
+def was_retried(run: DagsterRun) -> bool:
+    """Whether Dagster has run it again."""
+    return _follower_of(run) is not None
+
+
+def _follower_of(run: DagsterRun) -> str | None:
+    return run.tags.get("dagster/auto_retry_run_id")
 
 
 def may_pass(run: DagsterRun) -> bool:
@@ -140,10 +168,21 @@ def newest_failure(instance: DagsterInstance) -> int:
     return page.records[0].storage_id if page.records else 0
 
 
-def failures_after(instance: DagsterInstance, storage_id: int, limit: int) -> EventRecordsResult:
-    """Failures of runs after a place in Dagster's event log, the oldest first."""
+def failures_after(
+    instance: DagsterInstance, storage_id: int, limit: int, *, since: float | None = None
+) -> EventRecordsResult:
+    """Failures of runs after a place in Dagster's event log, the oldest first.
+
+    Args:
+        instance: Dagster's.
+        storage_id: the place.
+        limit: how many at the most.
+        since: in seconds since 1970; earlier ones are left out.
+    """
     return instance.fetch_run_status_changes(
-        RunStatusChangeRecordsFilter(DagsterEventType.RUN_FAILURE, after_storage_id=storage_id),
+        RunStatusChangeRecordsFilter(
+            DagsterEventType.RUN_FAILURE, after_timestamp=since, after_storage_id=storage_id
+        ),
         limit=limit,
         ascending=True,
     )

@@ -23,6 +23,7 @@ from cygno_assets.automation.retries import Cursor, build_failed_events_sensor
 from cygno_assets.build import build_defs
 from cygno_assets.names import (
     ATTEMPT_TAG,
+    DAQ_EVENTS,
     DOUBTS_TAG,
     FINAL_TAG,
     LIVE_TAG,
@@ -31,15 +32,18 @@ from cygno_assets.names import (
 )
 from cygno_assets.records.history import failed_events, may_pass
 from cygno_assets.settings import load_settings
+from cygno_assets_tests.records.sensors import remembers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
-def instance() -> Iterator[DagsterInstance]:
-    with DagsterInstance.ephemeral() as ephemeral:
-        yield ephemeral
+def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
+    # Not an ephemeral one: that has no place for cursors.
+    with DagsterInstance.local_temp(str(tmp_path)) as real:
+        yield real
 
 
 class Sensor:
@@ -139,7 +143,42 @@ def test_what_is_made_or_being_made_meanwhile_is_left_alone(instance: DagsterIns
         instance, status=DagsterRunStatus.STARTED, tags={"dagster/partition": "running"}
     )
     assert sensor.tick() == {}
+    assert set(json.loads(str(sensor.cursor))["waiting"]) == {"dagster's"}
+    instance.add_run_tags(run.run_id, {"dagster/auto_retry_run_id": "x"})
+    assert sensor.tick() == {}
     assert json.loads(str(sensor.cursor))["waiting"] == {}
+
+
+@pytest.mark.usefixtures("_no_pause")
+def test_an_event_that_dagster_does_not_retry_after_all_is_not_forgotten(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sensor = Sensor(instance)
+    run = failed(instance, "a")
+    instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
+    now = time.time()
+    assert sensor.tick() == {}
+    monkeypatch.setattr(retries.time, "time", lambda: now + 130)
+    assert set(sensor.tick()) == {"a"}
+
+
+@pytest.mark.usefixtures("_no_pause")
+def test_what_is_requested_is_held_until_its_run_is_there(instance: DagsterInstance) -> None:
+    """Or the other sensor, in the same moment, would see neither."""
+    sensor = Sensor(instance)
+    failed(instance, "a")
+    assert set(sensor.tick()) == {"a"}
+    assert set(json.loads(str(sensor.cursor))["waiting"]) == {"a"}
+    assert sensor.tick() == {}
+    assert json.loads(str(sensor.cursor))["waiting"] == {}
+
+
+def test_an_event_that_is_announced_again_does_not_wait(instance: DagsterInstance) -> None:
+    sensor = Sensor(instance)
+    failed(instance, "a", **{ATTEMPT_TAG: "5", DOUBTS_TAG: "2"})
+    failed(instance, "b")
+    remembers(instance, DAQ_EVENTS, stream="then", sequence=9, passed_over={"a": 9, "b": 7})
+    assert sensor.tick() == {"a": {LIVE_TAG: "true", SEQUENCE_TAG: "9"}}
 
 
 @pytest.mark.usefixtures("_no_pause")
@@ -155,12 +194,27 @@ def test_no_more_than_there_is_room_for_and_the_others_wait(instance: DagsterIns
 
 
 @pytest.mark.usefixtures("_no_pause")
-def test_failures_from_before_the_first_tick_are_old(instance: DagsterInstance) -> None:
+def test_failures_from_long_before_the_first_tick_are_old(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed(instance, "old")
+    now = time.time()
+    monkeypatch.setattr(retries.time, "time", lambda: now + 3700)
     sensor = Sensor(instance)
+    monkeypatch.setattr(retries.time, "time", time.time)
     assert sensor.tick() == {}
     failed(instance, "new")
     assert set(sensor.tick()) == {"new"}
+
+
+def test_the_first_failures_of_a_new_home_are_read(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed(instance, "a")
+    sensor = Sensor(instance)
+    now = time.time()
+    monkeypatch.setattr(retries.time, "time", lambda: now + 15)
+    assert set(sensor.tick()) == {"a"}
 
 
 def test_an_event_that_will_be_made_again_is_not_called_failed(instance: DagsterInstance) -> None:

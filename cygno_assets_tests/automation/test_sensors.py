@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from dagster import (
     AssetMaterialization,
     DagsterInstance,
+    DagsterRun,
     DagsterRunStatus,
     Definitions,
     SensorResult,
@@ -20,12 +22,15 @@ from cygno_assets.automation.sensors import Cursor, build_daq_events_sensor
 from cygno_assets.build import build_defs
 from cygno_assets.daq import inbox
 from cygno_assets.daq.inbox import Inbox, InboxUnavailableError, StreamState
-from cygno_assets.names import LIVE_TAG, SEQUENCE_TAG
+from cygno_assets.names import FAILED_EVENTS, LIVE_TAG, SEQUENCE_TAG
+from cygno_assets.records import history
 from cygno_assets.settings import load_settings
+from cygno_assets_tests.records.sensors import remembers
 from cygno_assets_tests.wire import fill_inbox, message, with_jetstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from nats.js import JetStreamContext
 
@@ -41,9 +46,10 @@ def announce(url: str, *numbers: int, taken: str = "2024-11-27 14:27:36") -> Non
 
 
 @pytest.fixture
-def instance() -> Iterator[DagsterInstance]:
-    with DagsterInstance.ephemeral() as ephemeral:
-        yield ephemeral
+def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
+    # Not an ephemeral one: that has no place for cursors.
+    with DagsterInstance.local_temp(str(tmp_path)) as real:
+        yield real
 
 
 def tick(
@@ -142,6 +148,113 @@ def test_a_re_announcement_in_the_same_tick_is_one_request(
     result = tick(instance, inbox_url)
     assert sorted(requested(result)) == [event_id(1), event_id(2)]
     assert cursor_of(result)["sequence"] == 3
+
+
+LATER = "2024-11-27 16:00:00"
+
+
+def run_of(
+    instance: DagsterInstance,
+    number: int,
+    sequence: int,
+    status: DagsterRunStatus = DagsterRunStatus.STARTED,
+    **tags: str,
+) -> DagsterRun:
+    known = {LIVE_TAG: "true", "dagster/partition": event_id(number), SEQUENCE_TAG: str(sequence)}
+    return create_run_for_test(instance, status=status, tags={**known, **tags})
+
+
+def test_an_announcement_that_came_while_a_run_was_failing_is_not_swallowed(
+    instance: DagsterInstance, inbox_url: str
+) -> None:
+    announce(inbox_url, 1)
+    first = tick(instance, inbox_url)
+    run = run_of(instance, 1, sequence=1)
+    announce(inbox_url, 1, taken=LATER)
+    meanwhile = tick(instance, inbox_url, first.cursor)
+    assert requested(meanwhile) == []
+    assert cursor_of(meanwhile)["passed_over"] == {event_id(1): 2}
+    assert requested(tick(instance, inbox_url, meanwhile.cursor)) == []
+    instance.report_run_failed(run)
+    after = tick(instance, inbox_url, meanwhile.cursor)
+    assert requested(after) == [event_id(1)]
+    assert (after.run_requests or [])[0].tags[SEQUENCE_TAG] == "2"
+    assert cursor_of(after)["passed_over"] == {}
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["made", "failed on that one too"])
+def test_what_was_passed_over_and_needs_nothing_is_forgotten(
+    instance: DagsterInstance, inbox_url: str, made: bool
+) -> None:
+    announce(inbox_url, 1)
+    run = run_of(instance, 1, sequence=1)
+    announce(inbox_url, 1, taken=LATER)
+    meanwhile = tick(instance, inbox_url)
+    assert cursor_of(meanwhile)["passed_over"] == {event_id(1): 2}
+    if made:
+        instance.report_runless_asset_event(
+            AssetMaterialization("preprocessed_tensor", partition=event_id(1))
+        )
+    else:
+        instance.add_run_tags(run.run_id, {SEQUENCE_TAG: "2"})  # as a run that looked does
+    instance.report_run_failed(run)
+    after = tick(instance, inbox_url, meanwhile.cursor)
+    assert requested(after) == []
+    assert cursor_of(after)["passed_over"] == {}
+
+
+def test_what_failed_events_has_is_left_to_it(instance: DagsterInstance, inbox_url: str) -> None:
+    announce(inbox_url, 1, 2)
+    waiting = {"run_id": "x", "due": 0.0, "sequence": 1}
+    remembers(instance, FAILED_EVENTS, storage_id=1, waiting={event_id(1): waiting})
+    result = tick(instance, inbox_url)
+    assert requested(result) == [event_id(2)]
+    assert cursor_of(result)["passed_over"] == {event_id(1): 1}
+    # It gives it up without a run: this one takes it.
+    remembers(instance, FAILED_EVENTS, storage_id=1, waiting={})
+    assert requested(tick(instance, inbox_url, result.cursor)) == [event_id(1)]
+
+
+def test_an_event_whose_process_died_is_left_to_dagsters_retry(
+    instance: DagsterInstance, inbox_url: str
+) -> None:
+    announce(inbox_url, 1)
+    died = run_of(instance, 1, 1, DagsterRunStatus.FAILURE, **{"dagster/will_retry": "true"})
+    before = tick(instance, inbox_url)
+    assert requested(before) == []
+    retry = run_of(instance, 1, sequence=1)
+    instance.add_run_tags(died.run_id, {"dagster/auto_retry_run_id": retry.run_id})
+    announce(inbox_url, 1, taken=LATER)
+    during = tick(instance, inbox_url, before.cursor)
+    assert requested(during) == []
+    instance.report_run_failed(retry)
+    assert requested(tick(instance, inbox_url, during.cursor)) == [event_id(1)]
+
+
+def test_a_retry_that_does_not_come_is_not_waited_for_for_ever(
+    instance: DagsterInstance, inbox_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(inbox_url, 1)
+    run_of(instance, 1, 0, DagsterRunStatus.FAILURE, **{"dagster/will_retry": "true"})
+    passed = tick(instance, inbox_url)
+    assert requested(passed) == []
+    monkeypatch.setattr(history, "RETRIED_WITHIN", timedelta(0))
+    assert requested(tick(instance, inbox_url, passed.cursor)) == [event_id(1)]
+
+
+def test_more_than_there_is_room_for_is_not_forgotten(
+    instance: DagsterInstance, inbox_url: str
+) -> None:
+    announce(inbox_url, 1, 2)
+    runs = [run_of(instance, number, sequence=0) for number in (1, 2)]
+    passed = tick(instance, inbox_url)
+    for run in runs:
+        instance.report_run_failed(run)
+    announce(inbox_url, 3)
+    first = tick(instance, inbox_url, passed.cursor, unfinished=2)
+    assert requested(first) == [event_id(3), event_id(1)]
+    assert cursor_of(first)["passed_over"] == {event_id(2): 2}
+    assert requested(tick(instance, inbox_url, first.cursor)) == [event_id(2)]
 
 
 def test_setting_the_cursor_back_makes_what_is_missing(
