@@ -355,6 +355,11 @@ def test_an_inbox_read_for_the_first_time_has_missed_nothing() -> None:
     assert (cursor.aged_out, notes) == (0, [])
 
 
+def test_no_live_run_takes_for_ever() -> None:
+    job = build_defs(load_settings()).resolve_job_def("live_event")
+    assert int(job.tags["dagster/max_runtime"]) == 900
+
+
 def test_the_sensor_is_on_by_default_and_ticks_every_second_if_asked() -> None:
     sensor = build_daq_events_sensor(load_settings())
     assert sensor.default_status.value == "RUNNING"
