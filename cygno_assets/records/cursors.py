@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from dagster._core.scheduler.instigation import InstigatorStatus
+
 from cygno_assets.names import DAQ_EVENTS, FAILED_EVENTS
 
 if TYPE_CHECKING:
@@ -28,8 +30,11 @@ def read_by_sensor(instance: DagsterInstance, stream: str) -> int:
 
 
 def waiting_to_be_made_again(instance: DagsterInstance) -> Mapping[str, int]:
-    """Events whose failure may pass, with their announcement's stream sequence, 0 if not known."""
-    waiting = _cursor(instance, FAILED_EVENTS).get("waiting", {})
+    """Events whose failure may pass, with their announcement's stream sequence, 0 if not known.
+
+    None while the sensor is switched off, for then they wait for nothing.
+    """
+    waiting = _cursor(instance, FAILED_EVENTS, only_if_on=True).get("waiting", {})
     return {event: int(fields.get("sequence", 0)) for event, fields in waiting.items()}
 
 
@@ -39,9 +44,11 @@ def passed_over(instance: DagsterInstance) -> Mapping[str, int]:
     return passed
 
 
-def _cursor(instance: DagsterInstance, sensor: str) -> dict[str, Any]:
+def _cursor(instance: DagsterInstance, sensor: str, *, only_if_on: bool = False) -> dict[str, Any]:
     """A sensor's cursor; empty before its first tick, or if a person typed a number into it."""
     for state in instance.all_instigator_state():
+        if only_if_on and state.status == InstigatorStatus.STOPPED:
+            continue
         if state.name == sensor and state.instigator_data is not None:
             text = getattr(state.instigator_data, "cursor", None)
             value = json.loads(text) if text else {}

@@ -16,6 +16,7 @@ from dagster import (
     SensorResult,
     build_sensor_context,
 )
+from dagster._core.scheduler.instigation import InstigatorStatus
 from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.automation.sensors import Cursor, build_daq_events_sensor
@@ -210,7 +211,10 @@ def test_what_failed_events_has_is_left_to_it(instance: DagsterInstance, inbox_u
     result = tick(instance, inbox_url)
     assert requested(result) == [event_id(2)]
     assert cursor_of(result)["passed_over"] == {event_id(1): 1}
-    # It gives it up without a run: this one takes it.
+    # It is switched off, or gives it up without a run: this one takes it.
+    stopped = InstigatorStatus.STOPPED
+    remembers(instance, FAILED_EVENTS, stopped, storage_id=1, waiting={event_id(1): waiting})
+    assert requested(tick(instance, inbox_url, result.cursor)) == [event_id(1)]
     remembers(instance, FAILED_EVENTS, storage_id=1, waiting={})
     assert requested(tick(instance, inbox_url, result.cursor)) == [event_id(1)]
 
