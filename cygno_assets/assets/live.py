@@ -65,6 +65,7 @@ from cygno_assets.names import (
 from cygno_assets.partitions import daq_event_partitions
 from cygno_assets.physics.images import ImageError
 from cygno_assets.settings import SettingsError
+from cygno_assets.storage.errors import StoreError, StoreRefusedError
 from cygno_assets.storage.io_managers import RawImageIOManager
 
 if TYPE_CHECKING:
@@ -214,6 +215,12 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             image = decode(data)
         except ImageError as error:
             raise _useless(context, event_id, error) from None
+        except InboxUnavailableError as error:
+            raise _may_pass(context, "no_inbox", f"{event_id}: {error}") from None
+        except StoreRefusedError as error:
+            raise _may_pass(context, "storage_refused", f"{event_id}: {error}") from None
+        except (StoreError, OSError) as error:
+            raise _may_pass(context, "storage", f"{event_id}: {error}") from None
         metadata: dict[str, RawMetadataValue] = {
             **({} if found is None else _times(*found)),
             **downloaded,

@@ -14,9 +14,13 @@ from cygno_assets.names import (
     RAW_IMAGE,
 )
 
+_LONGEST_LIVE_RUN_S = 900
+"""Far beyond the slowest server's; a worker that is stuck, in a decoder say, is ended then."""
+
 live_event_job = define_asset_job(
     LIVE_JOB,
     selection=AssetSelection.assets(RAW_IMAGE, PREPROCESSED_TENSOR),
+    tags={"dagster/max_runtime": str(_LONGEST_LIVE_RUN_S)},
     description="One event of the DAQ, from its announcement to its tensor.",
 )
 

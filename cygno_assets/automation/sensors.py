@@ -159,8 +159,11 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
         announced = newest | {e: s for e, s in cursor.passed_over.items() if e not in newest}
         # In this order. What `failed_events` requests it has until its run is there; a run that
         # ends in between is found materialized.
-        waiting = waiting_to_be_made_again(context.instance).keys() & announced.keys()
-        running = _running(context.instance) & announced.keys() if announced else set()
+        waiting: set[str] = set()
+        running: set[str] = set()
+        if announced:
+            waiting = waiting_to_be_made_again(context.instance).keys() & announced.keys()
+            running = _running(context.instance) & announced.keys()
         done = materialized_events(context.instance, announced)
         busy = (waiting | running) - done.keys()
         free = [event for event in announced if event not in busy and event not in done]

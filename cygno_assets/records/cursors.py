@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dagster._core.scheduler.instigation import InstigatorStatus
+
 from cygno_assets.names import DAQ_EVENTS, FAILED_EVENTS
 
 if TYPE_CHECKING:
@@ -57,12 +59,12 @@ def counted_by_sensor(instance: DagsterInstance, names: Iterable[str]) -> dict[s
 
 
 def retries(instance: DagsterInstance) -> Retries:
-    """How far the sensor `failed_events` is, in one look.
+    """How far the sensor `failed_events` is, in one look; nowhere while it is switched off.
 
     Raises:
         ValueError: the sensor's cursor is damaged.
     """
-    cursor = _cursor(instance, FAILED_EVENTS)
+    cursor = _cursor(instance, FAILED_EVENTS, only_if_on=True)
     try:
         waiting = {
             event: _whole(fields, "sequence") for event, fields in cursor.get("waiting", {}).items()
@@ -84,9 +86,11 @@ def passed_over(instance: DagsterInstance) -> Mapping[str, int]:
     return passed
 
 
-def _cursor(instance: DagsterInstance, sensor: str) -> dict[str, Any]:
+def _cursor(instance: DagsterInstance, sensor: str, *, only_if_on: bool = False) -> dict[str, Any]:
     """A sensor's cursor; empty before its first tick, or if a person typed a number into it."""
     for state in instance.all_instigator_state():
+        if only_if_on and state.status == InstigatorStatus.STOPPED:
+            continue
         if state.name == sensor and state.instigator_data is not None:
             text = getattr(state.instigator_data, "cursor", None)
             try:

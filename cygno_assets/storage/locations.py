@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+from cygno_assets.storage.errors import named_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,10 +76,15 @@ def local_path(path: UPath) -> Path | None:
 
 
 def file_names(folder: UPath) -> dict[str, str]:
-    """The whole files of a folder: names by what stands before the suffix; of no folder, none."""
+    """The whole files of a folder: names by what stands before the suffix; of no folder, none.
+
+    Raises:
+        StoreError: the store does not say.
+    """
     try:
-        # Those that begin with a dot are half written.
-        return {path.stem: path.name for path in folder.iterdir() if path.name[0] != "."}
+        with _named_errors_of_stores(folder):
+            # Those that begin with a dot are half written.
+            return {path.stem: path.name for path in folder.iterdir() if path.name[0] != "."}
     except (FileNotFoundError, NotADirectoryError):  # the second is said of S3
         return {}
 
@@ -103,9 +110,15 @@ def sweep_half_written(root: UPath, older_than_s: float) -> int:
 
 
 def write_whole(path: UPath, data: bytes) -> None:
-    """Writes a file so that whoever reads it sees all of it, or what was there before."""
+    """Writes a file so that whoever reads it sees all of it, or what was there before.
+
+    Raises:
+        OSError: it cannot be written, on this machine.
+        StoreError: the store does not take it.
+    """
     if local_path(path) is None:
-        path.fs.pipe_file(path.path, data)
+        with _named_errors_of_stores(path):
+            path.fs.pipe_file(path.path, data)
         return
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
@@ -135,7 +148,8 @@ def whole_file(path: UPath) -> Iterator[Path]:
             temporary.chmod(0o644)
             temporary.replace(target)
         else:
-            path.fs.put_file(name, path.path)
+            with _named_errors_of_stores(path):
+                path.fs.put_file(name, path.path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -145,13 +159,24 @@ def read_whole(path: UPath) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
+        StoreError: the store does not deliver.
     """
-    return bytes(path.fs.cat_file(path.path))
+    with _named_errors_of_stores(path):
+        return bytes(path.fs.cat_file(path.path))
 
 
 def read_if_there(path: UPath) -> bytes | None:
-    """A file's bytes; None if there is no such file."""
+    """A file's bytes; None if there is no such file.
+
+    Raises:
+        StoreError: the store does not deliver.
+    """
     try:
         return read_whole(path)
     except FileNotFoundError:
         return None
+
+
+def _named_errors_of_stores(path: UPath) -> AbstractContextManager[None]:
+    """Of this machine's files the errors are as they are."""
+    return named_errors(path, FileNotFoundError) if local_path(path) is None else nullcontext()

@@ -1,6 +1,7 @@
 """Objects of a bucket that are too large to be read whole: a range at a time, of one version.
 
-Here belong the requests and what may go wrong with them; what the bytes mean is not known here.
+Here belong the requests; what may go wrong with them is in errors.py, and what the bytes mean is
+not known here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
+from cygno_assets.storage.errors import ObjectChangedError, named_errors
 from cygno_assets.storage.locations import local_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import IO
 
@@ -26,18 +28,6 @@ _PIECE_BYTES = 8 * 1024 * 1024
 """Of a long read: a request must end within the store's time limit."""
 _TAIL_BYTES = 128 * 1024
 """Has a zip's end, however long its comment is, and the directory of a thousand images."""
-
-
-class StoreError(Exception):
-    """The object store did not do as asked; the text names the object, and quotes no answer."""
-
-
-class StoreRefusedError(StoreError):
-    """It never will: these credentials do not open the bucket, or there is none."""
-
-
-class ObjectChangedError(StoreError):
-    """The object is gone, or another one than it was."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +54,7 @@ class StoredObject:
         """
         import obstore
 
-        with _named_errors(path, FileNotFoundError):
+        with named_errors(path, FileNotFoundError):
             found = obstore.head(_store_of(path), _key(path))
         return cls(path, found["size"], found["e_tag"] or "")
 
@@ -87,7 +77,7 @@ class StoredObject:
                 size_bytes += len(piece)
                 yield piece
 
-        with _named_errors(path, FileNotFoundError):
+        with named_errors(path, FileNotFoundError):
             stored = obstore.put(_store_of(path), _key(path), counted())
         return cls(path, size_bytes, stored["e_tag"] or "")
 
@@ -109,7 +99,7 @@ class StoredObject:
         """
         import obstore
 
-        with _named_errors(self.path, ObjectChangedError):
+        with named_errors(self.path, ObjectChangedError):
             options = {"range": (start, end), "if_match": self.etag}
             return obstore.get(self._store, _key(self.path), options=options).bytes()  # type: ignore[arg-type]  # obstore's TypedDict, of a literal
 
@@ -215,26 +205,3 @@ def _store_of(path: UPath) -> S3Store:
 
 def _key(path: UPath) -> str:
     return path.path.partition("/")[2]
-
-
-@contextmanager
-def _named_errors(path: UPath, gone: Callable[[str], Exception]) -> Iterator[None]:
-    """Errors without what the store answered, which may show names of keys and signatures."""
-    from obstore.exceptions import (
-        BaseError,
-        PermissionDeniedError,
-        PreconditionError,
-        UnauthenticatedError,
-    )
-
-    try:
-        yield
-    except FileNotFoundError:
-        raise gone(f"{path}: there is no such object") from None
-    except PreconditionError:
-        raise ObjectChangedError(f"{path}: another object") from None
-    except (PermissionDeniedError, UnauthenticatedError):
-        raise StoreRefusedError(f"{path}: access denied, or no such bucket") from None
-    except BaseError as error:
-        what = type(error).__name__.removesuffix("Error").lower()
-        raise StoreError(f"{path}: the object store does not deliver ({what} error)") from None

@@ -17,7 +17,8 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Self
 
-from cygno_assets.storage.objects import ObjectChangedError, RangeFile, StoredObject
+from cygno_assets.storage.errors import ObjectChangedError
+from cygno_assets.storage.objects import RangeFile, StoredObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,12 +11,8 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cygno_assets.storage.objects import (
-    ObjectChangedError,
-    StoredObject,
-    StoreError,
-    StoreRefusedError,
-)
+from cygno_assets.storage.errors import ObjectChangedError, StoreError, StoreRefusedError
+from cygno_assets.storage.objects import StoredObject
 from cygno_assets.training.archive import ArchiveChangedError
 from cygno_assets.training.fetch import (
     STEM,

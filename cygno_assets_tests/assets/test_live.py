@@ -399,5 +399,33 @@ def test_everything_is_kept_in_s3_by_setting(
     assert store_bucket.secret_access_key not in shown
 
 
+@pytest.mark.parametrize(
+    ("changed", "kind_of"),
+    [
+        ({"storage_s3_secret_access_key": "hunter2"}, "storage_refused"),
+        ({"storage_s3_endpoint": "http://127.0.0.1:1"}, "storage"),
+    ],
+)
+def test_a_bucket_of_ours_that_does_not_take_images_is_told_by_kind_and_shows_nothing(
+    detector: Detector, store_bucket: BucketSettings, changed: dict[str, object], kind_of: str
+) -> None:
+    detector.overrides |= {
+        "storage_url": f"s3://{store_bucket.bucket}/live",
+        "storage_s3_endpoint": store_bucket.endpoint,
+        "storage_s3_access_key_id": store_bucket.access_key_id,
+        "storage_s3_secret_access_key": store_bucket.secret_access_key,
+        "storage_s3_ca_file": store_bucket.ca_file,
+        **changed,
+    }
+    result = detector.run(detector.announce(REAL_IMAGES[0].read_bytes()))
+    assert kind(result) == kind_of
+    assert failure_kind(run_of(detector, result)) == kind_of
+    assert may_pass(run_of(detector, result))
+    logs = "".join(entry.to_json() for entry in detector.instance.all_logs(result.run_id))
+    assert store_bucket.bucket in logs
+    for secret in (store_bucket.access_key_id, "hunter2", "AWS4-HMAC", "StringToSign"):
+        assert secret not in logs
+
+
 def test_a_partition_that_is_no_event_is_refused(detector: Detector) -> None:
     assert reason(detector.run("../../etc/passwd")).startswith("partition '../../etc/passwd'")

@@ -16,6 +16,7 @@ from dagster import (
     SensorResult,
     build_sensor_context,
 )
+from dagster._core.scheduler.instigation import InstigatorStatus
 from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.automation.sensors import Cursor, build_daq_events_sensor
@@ -210,7 +211,10 @@ def test_what_failed_events_has_is_left_to_it(instance: DagsterInstance, inbox_u
     result = tick(instance, inbox_url)
     assert requested(result) == [event_id(2)]
     assert cursor_of(result)["passed_over"] == {event_id(1): 1}
-    # It gives it up without a run: this one takes it.
+    # It is switched off, or gives it up without a run: this one takes it.
+    stopped = InstigatorStatus.STOPPED
+    remembers(instance, FAILED_EVENTS, stopped, storage_id=1, waiting={event_id(1): waiting})
+    assert requested(tick(instance, inbox_url, result.cursor)) == [event_id(1)]
     remembers(instance, FAILED_EVENTS, storage_id=1, waiting={})
     assert requested(tick(instance, inbox_url, result.cursor)) == [event_id(1)]
 
@@ -353,6 +357,11 @@ def test_an_inbox_read_for_the_first_time_has_missed_nothing() -> None:
     state = StreamState("then", first_sequence=50, last_sequence=60, events=11, rejected=0)
     cursor, notes = Cursor().checked(state)
     assert (cursor.aged_out, notes) == (0, [])
+
+
+def test_no_live_run_takes_for_ever() -> None:
+    job = build_defs(load_settings()).resolve_job_def("live_event")
+    assert int(job.tags["dagster/max_runtime"]) == 900
 
 
 def test_the_sensor_is_on_by_default_and_ticks_every_second_if_asked() -> None:

@@ -142,6 +142,7 @@ def test_what_is_missing_is_listed_and_mended(
         assert up.interrupt() == 130
         up.nothing_left()
 
+
 def test_events_of_an_outage_that_outlived_their_urls_are_told_and_made_when_announced_anew(
     tmp_path: Path, daq_bucket: BucketSettings, daq_nats_url: str
 ) -> None:

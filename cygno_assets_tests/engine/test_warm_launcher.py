@@ -113,6 +113,17 @@ def test_a_run_under_way_is_stopped_from_the_web_ui(system: System, job: str) ->
     assert (pid_of(system, after) != pid) == (job == "is_stuck_in_c_job")
 
 
+def test_a_run_that_takes_too_long_is_ended_with_its_process(system: System) -> None:
+    run = system.launch("is_stuck_in_c_job", **{"dagster/max_runtime": "2"})
+    assert system.noted(run) == "started"
+    pid = pid_of(system, run)
+    assert system.ends(run, 30) == "FAILURE"
+    assert "Exceeded maximum runtime of 2 seconds." in system.messages(run)
+    after = system.launch("quick_job")
+    assert system.ends(after) == "SUCCESS"
+    assert pid_of(system, after) != pid
+
+
 def test_a_run_that_waits_is_canceled(system: System) -> None:
     first = system.launch("naps_job")
     system.noted(first)

@@ -22,14 +22,19 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
 
 
-def remembers(instance: DagsterInstance, sensor: str, **cursor: object) -> None:
+def remembers(
+    instance: DagsterInstance,
+    sensor: str,
+    status: InstigatorStatus = InstigatorStatus.RUNNING,
+    **cursor: object,
+) -> None:
     """Has a sensor's cursor be this."""
     location = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="x"))
     origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "r"), sensor)
     state = InstigatorState(
         origin,
         InstigatorType.SENSOR,
-        InstigatorStatus.RUNNING,
+        status,
         SensorInstigatorData(cursor=json.dumps(cursor)),
     )
     known = instance.get_instigator_state(state.instigator_origin_id, state.selector_id)

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cygno_assets.settings import load_settings
+from cygno_assets.storage.errors import ObjectChangedError
 from cygno_assets.storage.locations import data_root, write_whole
-from cygno_assets.storage.objects import ObjectChangedError, StoredObject
+from cygno_assets.storage.objects import StoredObject
 from cygno_assets.training.archive import (
     Archive,
     ArchiveChangedError,
