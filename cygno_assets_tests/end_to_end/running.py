@@ -230,7 +230,7 @@ class WebUI(web_ui.WebUI):
             query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
             return str(self.ask(query, id=run_id)["runOrError"]["status"])
 
-        wait_until("the run ends", lambda: status() in {"SUCCESS", "FAILURE", "CANCELED"})
+        wait_until("the run ends", lambda: status() in {"SUCCESS", "FAILURE", "CANCELED"}, 180)
         return status()
 
     def staleness(self, asset: str, partition: str) -> tuple[str, list[str]]:
