@@ -52,21 +52,26 @@ def load_events(
     return read_events(root, first, last)
 
 
-def load_training(split: Split | None = None, *, data: Path | str | None = None) -> TrainingSet:
+def load_training(
+    split: Split | None = None, *, data: Path | str | None = None, verify: bool = True
+) -> TrainingSet:
     """The training dataset, or one split of it.
 
     Args:
         split: `train`, `validation` or `test`; None is all of it.
         data: where the assets are kept: a folder or an `s3://` URL. None is where the settings
             (the environment's CYGNO_ variables) have it: `.cygno/data` in the checkout.
+        verify: compare the tensors with their sha256, and who is in which split with its hash.
+            Each is read once for it, none is kept.
 
     Returns:
         Tensors, labels, energies and the rest of the table. On this machine the tensors are mapped
-        into memory, not read.
+        into memory.
 
     Raises:
         FileNotFoundError: it has not been made yet.
-        ValueError: a file is damaged, or there is no such split.
+        ValueError: a file is damaged, changed or of another version, or files do not belong
+            together (`training.dataset.DatasetError`); or there is no such split.
         SettingsError: a setting is wrong.
     """
     from cygno_assets.settings import load_settings
@@ -75,13 +80,12 @@ def load_training(split: Split | None = None, *, data: Path | str | None = None)
 
     settings = load_settings({} if data is None else {"storage_url": _url(data)})
     try:
-        dataset = read_dataset(data_root(settings))
+        return read_dataset(data_root(settings), split, verify=verify)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"there is no {NAME} in {settings.data_url} yet: materialize it in the web UI, or try "
             "`make demo TRAINING=1 EVENTS=1`, which makes one of simulated images"
         ) from None
-    return dataset if split is None else dataset.split(split)
 
 
 def _day(name: str, value: date | str | None) -> date | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -117,8 +118,9 @@ def put_dataset(root: UPath, spec_hash: str, tensors: NDArray[np.float32]) -> No
     """A training dataset of these tensors, each of an image of its own, types taking turns."""
     images = [(n, "nuclear" if n % 2 else "electronic", f"{n:064x}") for n, _ in enumerate(tensors)]
     truth = [(f"{n}.png", f"{n}.png", kind, 6.0, 576, 576, sha) for n, kind, sha in images]
+    made = [hashlib.sha256(tensor).hexdigest() for tensor in tensors]
     rows = [
-        (f"{n}.png", kind, 6.0, sha, sha, spec_hash, 0.0, 0.0, 1, 0, 0, 0)
+        (f"{n}.png", kind, 6.0, sha, made[n], spec_hash, 0.0, 0.0, 1, 0, 0, 0)
         for n, kind, sha in images
     ]
     manifest = make_manifest(table_of(GROUND_TRUTH_COLUMNS, truth), SplitSpec())

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
     from cygno_assets.settings import Settings
     from cygno_assets.storage.tensor_table import TensorTable
+    from cygno_assets.training.archive import Archive
 
 TENSOR = Column("tensor", "float32[side, side]", "what a model sees, in [0, 1]")
 _OFFENDERS_SHOWN = 6
@@ -233,28 +234,50 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
     def training_dataset(
         context: AssetExecutionContext,
         training_splits: dict[str, Any],
+        training_archive: dict[str, Any],
         tensor_table_io_manager: ResourceParam[TensorTableIOManager],
     ) -> MaterializeResult[None]:
         from cygno_assets.training.dataset import NAME, DatasetError, write_dataset
 
         keys = training_cells.get_partition_keys(dynamic_partitions_store=context.instance)
+        with open_archive(training_archive, settings) as archive:
+            labels = survey.labels_by_cell(archive.members)
+            expected = {
+                key: tensors_digest(survey.input_digest(archive, labels.get(key, {})), spec)
+                for key in keys
+            }
+
+        def stored(key: str) -> "Iterator[TensorTable]":
+            try:
+                yield from tensor_table_io_manager.parts(TRAINING_TENSORS, key)
+            except (FileNotFoundError, ValueError):
+                raise DatasetError(f"training_tensors of {key} are not there, or damaged") from None
 
         def cells() -> "Iterator[TensorTable]":
             for number, key in enumerate(keys, 1):
                 images = 0
-                try:
-                    for part in tensor_table_io_manager.parts(TRAINING_TENSORS, key):
-                        images += len(part.rows)
-                        yield part
-                except (FileNotFoundError, ValueError):
-                    raise DatasetError(
-                        f"training_tensors of {key} are not there, or damaged"
-                    ) from None
+                for part in stored(key):
+                    attrs = part.rows.attrs
+                    # Of another specification: that is said of the image.
+                    if attrs["spec_hash"] == spec.hash and attrs["made_from"] != expected[key]:
+                        raise DatasetError(
+                            f"training_tensors of {key} were made from another archive, or by "
+                            "another version; materialize them again"
+                        )
+                    images += len(part.rows)
+                    yield part
                 context.log.info("%d of %d cells: %d images", number, len(keys), images)
 
         root = data_root(settings)
         try:
-            rows = write_dataset(root, training_splits, cells(), spec.hash, spec.side)
+            rows = write_dataset(
+                root,
+                training_splits,
+                cells(),
+                spec.hash,
+                spec.side,
+                archive_sha256=training_archive["sha256"],
+            )
         except DatasetError as error:
             raise Failure(str(error), allow_retries=False) from None
         return MaterializeResult(
@@ -262,6 +285,7 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
                 "dagster/row_count": len(rows),
                 "spec_hash": spec.hash,
                 "splits_hash": training_splits["hash"],
+                "archive_sha256": training_archive["sha256"],
                 "splits": records(_SPLIT_COLUMNS, _by_split(row_dicts(rows))),
                 "path": stored_at(root / f"{NAME}.parquet"),
                 "tensors_path": stored_at(root / rows.attrs["tensors_file"]),
@@ -318,38 +342,55 @@ def build_training_dataset(settings: "Settings") -> list[AssetsDefinition]:
                 "alarms": records(_ALARM_COLUMNS, alarms),
                 "raised": sum(not finding.passed for _, finding in found),
                 "dagster/row_count": len(offenders),
-                **_pictures(offenders, training_archive),
+                **_pictures(
+                    offenders,
+                    dict(zip(rows["path"], rows["pixel_sha256"], strict=True)),
+                    training_archive,
+                ),
             },
             data_version=DataVersion(f"{rows.attrs['spec_hash']}-{rows.attrs['splits_hash']}"),
         )
 
     def _pictures(
-        offenders: "pd.DataFrame", training_archive: "Mapping[str, Any]"
+        offenders: "pd.DataFrame",
+        pixels: "Mapping[str, str]",
+        training_archive: "Mapping[str, Any]",
     ) -> "dict[str, RawMetadataValue]":
-        """Some offenders of each alarm."""
+        """Some offenders of each alarm.
+
+        Args:
+            offenders: OFFENDER_COLUMNS.
+            pixels: `pixel_sha256` of the dataset's images by path: of those that were audited.
+            training_archive: that holds them.
+        """
         import numpy as np
 
         from cygno_assets.physics.figures import offenders_figure
         from cygno_assets.physics.images import decode_image
+
+        def decoded(archive: "Archive", path: str) -> "NDArray[np.uint8]":
+            image = decode_image(archive.read(path), max_pixels=settings.image_max_pixels)
+            if survey.pixel_sha256(image) != pixels[path]:
+                raise ArchiveError(f"{path}: other pixels")
+            return np.asarray(image)
 
         pictures: dict[str, RawMetadataValue] = {}
         with open_archive(training_archive, settings) as archive:
             for alarm, rows in offenders.groupby("alarm", sort=False):
                 images = []
                 for row in row_dicts(rows.head(_OFFENDERS_SHOWN)):
+                    path = row["path"]
                     try:
-                        image = decode_image(
-                            archive.read(row["path"]), max_pixels=settings.image_max_pixels
-                        )
+                        image = decoded(archive, path)
                     except (KeyError, ArchiveError, ImageError) as error:
                         raise Failure(
                             f"the archive does not fit training_dataset ({error}); materialize "
                             "training_archive and what follows again",
                             allow_retries=False,
                         ) from None
-                    name = row["path"].rpartition("/")[2]
+                    name = path.rpartition("/")[2]
                     caption = f"{row['recoil_type']}, {row['energy_kev']:g} keV\n{name[:24]}"
-                    images.append((caption, np.asarray(image)))
+                    images.append((caption, image))
                 pictures[str(alarm)] = figure(
                     offenders_figure(images, spec), f"{len(images)} of {len(rows)} images"
                 )

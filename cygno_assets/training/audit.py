@@ -58,7 +58,7 @@ class Alarm:
         name: what is asked, as a check's name.
         severity: ERROR makes scores wrong; WARN is to be known.
         what: must be true, in words.
-        look: at the rows of a dataset (DATASET_COLUMNS), which are at least one.
+        look: at the rows of a dataset (DATASET_COLUMNS and its `attrs`), which are at least one.
     """
 
     name: str
@@ -71,14 +71,22 @@ def audit(rows: pd.DataFrame) -> list[tuple[Alarm, Finding]]:
     """Looks at a dataset for each alarm.
 
     Args:
-        rows: of the dataset, DATASET_COLUMNS; at least one.
+        rows: of the dataset, DATASET_COLUMNS and its `attrs`; at least one.
     """
     rows = rows.reset_index(drop=True)
     return [(alarm, alarm.look(rows)) for alarm in ALARMS]
 
 
 def offenders_table(rows: pd.DataFrame, found: Sequence[tuple[Alarm, Finding]]) -> pd.DataFrame:
-    """OFFENDER_COLUMNS of all alarms: a row for each image and alarm."""
+    """All that an audit found of single images.
+
+    Args:
+        rows: those that were audited.
+        found: what `audit` found in them.
+
+    Returns:
+        OFFENDER_COLUMNS: a row for each image and alarm, alarms in their order.
+    """
     columns = [column.name for column in OFFENDER_COLUMNS[1:-1]]
     records = rows.reset_index(drop=True)[columns]
     return table_of(
@@ -175,16 +183,21 @@ def _share(
 
 def _balance(rows: pd.DataFrame) -> Finding:
     """The types' ratio in each split, and in each energy fold that has images."""
+    rule = rows.attrs["split_rule"]
+    wanted = {"validation": rule["validation_share"] > 0, "test": rule["test_share"] > 0}
+    splits = [split for split in SPLITS if wanted.get(split, True)]
     folds = rows.sort_values("energy_kev")["energy_fold"].unique()
-    parts = [("split", split) for split in SPLITS] + [("energy_fold", fold) for fold in folds]
-    said, worst = [], 1.0
-    for column, part in parts:
+    said, passed = [], True
+    for column, part in [
+        *(("split", split) for split in splits),
+        *(("energy_fold", fold) for fold in folds),
+    ]:
         kinds = rows[rows[column] == part]["recoil_type"]
         nuclear, electronic = int((kinds == "nuclear").sum()), int((kinds == "electronic").sum())
         said.append(f"{part} {nuclear} nuclear and {electronic} electronic")
-        if len(kinds):
-            worst = min(worst, min(nuclear, electronic) / max(nuclear, electronic))
-    return Finding(worst >= MIN_RATIO_OF_TYPES, "; ".join(said))
+        rarer, other = sorted((nuclear, electronic))
+        passed = passed and other > 0 and MIN_RATIO_OF_TYPES * other <= rarer
+    return Finding(passed, "; ".join(said))
 
 
 ALARMS: tuple[Alarm, ...] = (
@@ -261,8 +274,8 @@ ALARMS: tuple[Alarm, ...] = (
     Alarm(
         "both_types_are_there",
         "WARN",
-        "In each split, and in each range of energies that is left out together, the rarer recoil "
-        "type has at least half the images of the other.",
+        "In each split that has a share, and in each range of energies that is left out together, "
+        "the rarer recoil type has at least half the images of the other, and there are any.",
         _balance,
     ),
 )

@@ -7,6 +7,7 @@ last, so whoever reads in between sees the dataset that was there before.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import time
@@ -26,7 +27,8 @@ from cygno_assets.storage.tensor_table import (
     read_tensor_table,
     write_tensor_tables,
 )
-from cygno_assets.training.tables import DATASET_COLUMNS
+from cygno_assets.training.splits import splits_hash
+from cygno_assets.training.tables import DATASET_COLUMNS, MANIFEST_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
 NAME = "training_dataset"
 _TABLE = f"{NAME}.parquet"
 _PATHS_SHOWN = 5
+_ATTRS = ("spec_hash", "splits_hash", "split_rule", "tensors_file")
+"""What a dataset's table says of itself, whoever reads it; and `archive_sha256`."""
 _KEPT_S = 3600.0  # more than any writing takes
 
 
 class DatasetError(ValueError):
-    """Tensors that do not make one dataset; the text says which and why."""
+    """Tensors, or files, that do not make one dataset; the text says which and why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +119,18 @@ class TrainingSet:
         return self.where(~left_out), self.where(left_out)
 
     def where(self, chosen: NDArray[np.bool_]) -> TrainingSet:
-        """The rows chosen by a mask of shape (images,); a view if they lie together."""
+        """The images chosen by a mask.
+
+        Args:
+            chosen: bool of shape (images,).
+
+        Returns:
+            Their tensors, a view if they lie together and else a copy, and their rows, numbered
+            from 0.
+
+        Raises:
+            IndexError: the mask has another length.
+        """
         places = np.flatnonzero(chosen)
         together = places.size and places[-1] - places[0] + 1 == places.size
         tensors = self.tensors[places[0] : places[-1] + 1] if together else self.tensors[places]
@@ -129,6 +144,8 @@ def write_dataset(
     cells: Iterable[TensorTable],
     spec_hash: str,
     side: int,
+    *,
+    archive_sha256: str | None = None,
 ) -> pd.DataFrame:
     """Puts cells together in the manifest's order: one, or a part of it, is in memory at a time.
 
@@ -138,17 +155,24 @@ def write_dataset(
         cells: tensors of all images in it, in any order and any parts.
         spec_hash: of the specification that all must have been made by.
         side: of the tensors, in pixels.
+        archive_sha256: of the archive that they were made from, if it is known; for the table's
+            `attrs`.
 
     Returns:
         The table, without its tensors.
 
     Raises:
-        DatasetError: tensors of another specification, of images that are not in the manifest, or
-            not of all that are.
+        DatasetError: tensors of another specification or side, of images that are not in the
+            manifest, or not of all that are; or the manifest is not what its hash says.
     """
     images = manifest["images"]
     if not images:
         raise DatasetError("the training set has no images")
+    if (found_hash := splits_hash(manifest["rule"], images)) != manifest["hash"]:
+        raise DatasetError(
+            f"training_splits has the hash {manifest['hash']}, but what it says now has "
+            f"{found_hash}; materialize it again"
+        )
     places = {image["path"]: place for place, image in enumerate(images)}
     found: list[tuple[Any, ...] | None] = [None] * len(images)
     table, before = root / _TABLE, _named(root)
@@ -161,6 +185,12 @@ def write_dataset(
         with file.open("r+b") as whole:
             os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
         for cell in cells:
+            if cell.tensors.shape[1:] != (side, side):
+                raise DatasetError(
+                    f"{cell.rows['path'].iloc[0]}: its tensor has the shape "
+                    f"{cell.tensors.shape[1:]}, and those of this dataset have {(side, side)}; "
+                    "materialize training_tensors again"
+                )
             # Mapped for each cell anew: what a map has touched counts as this process's memory.
             tensors = np.load(file, mmap_mode="r+", allow_pickle=False)
             for row, tensor in zip(row_dicts(cell.rows), cell.tensors, strict=True):
@@ -178,6 +208,8 @@ def write_dataset(
         rows.attrs = {
             "spec_hash": spec_hash,
             "splits_hash": manifest["hash"],
+            "split_rule": manifest["rule"],
+            "archive_sha256": archive_sha256,
             "tensors_file": array.name,
         }
         write_tensor_tables(
@@ -199,37 +231,37 @@ def write_dataset(
     return rows
 
 
-def read_dataset(root: UPath) -> TrainingSet:
+def read_dataset(root: UPath, split: Split | None = None, *, verify: bool = True) -> TrainingSet:
     """Opens the dataset; on this machine its tensors are mapped, elsewhere the table is fetched.
 
     Args:
         root: folder or bucket prefix of its files.
+        split: only this one; None is all of it.
+        verify: compare the tensors that are returned, one after the other, with `tensor_sha256`,
+            and the table with `splits_hash`.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a file is damaged, or the array is gone that the table names.
+        DatasetError: the files do not belong together, or are of several specifications, or are
+            not what their digests say.
+        ValueError: a file is damaged, or there is no such split.
     """
     local = local_path(root / _TABLE)
     if local is None:
+        file = _TABLE
         table = read_tensor_table(io.BytesIO(read_whole(root / _TABLE)))
-        rows, tensors = table.rows, table.tensors
+        rows, tensors = _one_dataset(table.rows), table.tensors
         tensors.flags.writeable = False
     else:
-        rows = read_rows(local)
-        tensors = _mapped(local.with_name(rows.attrs["tensors_file"]))
-    if len(tensors) != len(rows):
-        raise ValueError(f"{NAME}: {len(tensors)} tensors for {len(rows)} rows")
-    return TrainingSet(tensors, rows, rows.attrs["spec_hash"], rows.attrs["splits_hash"])
-
-
-def _mapped(array: Path) -> NDArray[np.float32]:
-    try:
-        tensors: NDArray[np.float32] = np.load(array, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise ValueError(f"{array.name} is gone, which {_TABLE} names") from None
-    except (ValueError, EOFError) as error:  # EOFError is numpy's, of an empty file
-        raise ValueError(f"{array.name}: damaged array: {error}") from None
-    return tensors
+        rows = _one_dataset(read_rows(local))
+        file = rows.attrs["tensors_file"]
+        tensors = _mapped(local.with_name(file), len(rows))
+    whole = TrainingSet(tensors, rows, rows.attrs["spec_hash"], rows.attrs["splits_hash"])
+    wanted = whole if split is None else whole.split(split)
+    if verify:
+        _verify_splits(rows)
+        _verify_tensors(file, tensors, rows if split is None else rows[rows["split"] == split])
+    return wanted
 
 
 def read_dataset_rows(root: UPath) -> pd.DataFrame:
@@ -237,10 +269,88 @@ def read_dataset_rows(root: UPath) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is none.
+        DatasetError: it is another table, or of several specifications.
         ValueError: the file is damaged.
     """
-    table = root / _TABLE
-    return read_rows(opened(table))
+    return _one_dataset(read_rows(opened(root / _TABLE)))
+
+
+def _one_dataset(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, as they are.
+
+    Raises:
+        DatasetError: they are of no dataset, or of several.
+    """
+    lacking = [name for name in _ATTRS if name not in rows.attrs]
+    lacking += [column.name for column in DATASET_COLUMNS if column.name not in rows]
+    if lacking:
+        raise DatasetError(f"{_TABLE}: no training dataset of this version: no {lacking[0]}")
+    spec_hash = rows.attrs["spec_hash"]
+    others = rows[rows["spec_hash"] != spec_hash]
+    if len(others):
+        raise DatasetError(
+            f"{_TABLE}: its specification is {spec_hash}, but {len(others)} of {len(rows)} tensors "
+            f"were made by {_shown(sorted(others['spec_hash'].unique()))}"
+        )
+    return rows
+
+
+def _mapped(array: Path, images: int) -> NDArray[np.float32]:
+    try:
+        tensors: NDArray[np.float32] = np.load(array, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DatasetError(f"{array.name} is gone, which {_TABLE} names") from None
+    except (ValueError, EOFError) as error:  # EOFError is numpy's, of an empty file
+        raise DatasetError(f"{array.name}: damaged array: {error}") from None
+    shape = tensors.shape
+    if tensors.dtype != np.float32 or len(shape) != 3 or shape[1] != shape[2]:
+        raise DatasetError(f"{array.name}: {tensors.dtype} of shape {shape}, no tensors")
+    if shape[0] != images:
+        raise DatasetError(f"{array.name}: {shape[0]} tensors, and {_TABLE} has {images} rows")
+    return tensors
+
+
+def _verify_splits(rows: pd.DataFrame) -> None:
+    """Compares who is in which split with the hash of it all.
+
+    Raises:
+        DatasetError: it is not so.
+    """
+    images = row_dicts(rows[[column.name for column in MANIFEST_COLUMNS]])
+    if splits_hash(rows.attrs["split_rule"], images) != rows.attrs["splits_hash"]:
+        raise DatasetError(
+            f"{_TABLE}: its rows are not those of splits {rows.attrs['splits_hash']}, which it "
+            "names: changed since it was made"
+        )
+
+
+def _verify_tensors(file: str, tensors: NDArray[np.float32], rows: pd.DataFrame) -> None:
+    """Compares tensors with their digests; a map's are read anew, one at a time.
+
+    For what a map has touched counts as this process's memory.
+
+    Args:
+        file: they are in, for the error.
+        tensors: of the whole dataset.
+        rows: some of the dataset's, with their places as index.
+
+    Raises:
+        DatasetError: one is another than when the dataset was made.
+    """
+    for place, path, digest in zip(rows.index, rows["path"], rows["tensor_sha256"], strict=True):
+        if hashlib.sha256(_bytes_of(tensors, place)).hexdigest() != digest:
+            raise DatasetError(
+                f"{file}: the tensor of {path} (row {place}) does not have the sha256 that "
+                f"{_TABLE} has: damaged, or changed since it was made"
+            )
+
+
+def _bytes_of(tensors: NDArray[np.float32], place: int) -> Any:
+    if not isinstance(tensors, np.memmap):
+        return np.ascontiguousarray(tensors[place])
+    side = tensors.shape[1]
+    size = side * side * tensors.itemsize
+    return np.fromfile(str(tensors.filename), np.uint8, size, offset=tensors.offset + place * size)
 
 
 def _place(

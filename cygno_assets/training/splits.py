@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from cygno_assets.physics.splits import SPLITS, SplitSpec, energy_fold_of, lot, 
 from cygno_assets.storage.tables import row_dicts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import pandas as pd
 
 
@@ -23,11 +26,11 @@ def make_manifest(ground_truth: pd.DataFrame, spec: SplitSpec) -> dict[str, Any]
         spec: seed and shares.
 
     Returns:
-        As plain values: `hash` (twelve hexadecimal digits, of everything below), `rule` (the
-        SplitSpec), `energy_folds` (name and images by recoil type of each, also of one without
-        images), and `images`: path, pixel_sha256, recoil_type, energy_kev, split and energy_fold
-        of each. Splits come one after the other; within one, the order is as if shuffled, and the
-        same whenever it is made.
+        As plain values: `hash` (`splits_hash` of rule and images), `rule` (the SplitSpec),
+        `energy_folds` (name and images by recoil type of each, also of one without images), and
+        `images`: path, pixel_sha256, recoil_type, energy_kev, split and energy_fold of each.
+        Splits come one after the other; within one, the order is as if shuffled, and the same
+        whenever it is made.
     """
     images = [
         {
@@ -48,15 +51,29 @@ def make_manifest(ground_truth: pd.DataFrame, spec: SplitSpec) -> dict[str, Any]
         )
     )
     counts = Counter((image["energy_fold"], image["recoil_type"]) for image in images)
-    digest = hashlib.sha256(f"{spec.hash}\n".encode())
-    for image in images:
-        digest.update("\t".join(str(value) for value in image.values()).encode() + b"\n")
+    rule = asdict(spec) | {"energy_fold_edges_kev": list(spec.energy_fold_edges_kev)}
     return {
-        "hash": digest.hexdigest()[:12],
-        "rule": {**asdict(spec), "energy_fold_edges_kev": list(spec.energy_fold_edges_kev)},
+        "hash": splits_hash(rule, images),
+        "rule": rule,
         "energy_folds": [
             {"name": fold, "images": {kind: counts[fold, kind] for kind in RECOIL_TYPES.values()}}
             for fold in spec.energy_folds
         ],
         "images": images,
     }
+
+
+def splits_hash(rule: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> str:
+    """Stands for exactly these splits.
+
+    Args:
+        rule: the SplitSpec, as plain values.
+        images: MANIFEST_COLUMNS of each, in the manifest's order.
+
+    Returns:
+        Twelve hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode())
+    for image in images:
+        digest.update(json.dumps(image, sort_keys=True).encode())
+    return digest.hexdigest()[:12]

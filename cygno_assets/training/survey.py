@@ -138,7 +138,7 @@ def survey(archive: Archive, labels: dict[str, Label], *, max_pixels: int) -> Su
         found: list[SurveyedImage] = []
         histograms: list[PixelHistogram] = []
         for path, image in images:
-            digest = hashlib.sha256(_pixels(image)).hexdigest()
+            digest = pixel_sha256(image)
             found.append(SurveyedImage(path, labels[path], image.width, image.height, digest))
             histograms.append(PixelHistogram(1, pixel_counts(image)))
         return Survey(found, PixelHistogram.total(histograms))
@@ -149,6 +149,11 @@ def survey(archive: Archive, labels: dict[str, Label], *, max_pixels: int) -> Su
         images.extend(found.images)
         histogram = PixelHistogram.total([histogram, found.histogram])
     return Survey(images, histogram)
+
+
+def pixel_sha256(image: Image) -> str:
+    """sha256, hexadecimal, of an image's decoded pixels, row by row."""
+    return hashlib.sha256(_pixels(image)).hexdigest()
 
 
 def _pixels(image: Image) -> Any:

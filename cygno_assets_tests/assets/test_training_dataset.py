@@ -5,6 +5,7 @@ Each alarm is raised by an archive that was made for it.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,8 @@ def test_the_table_is_there_for_pandas_too_and_the_web_ui_says_how_it_is_divided
     shown = side.metadata("training_dataset")
     assert shown["dagster/row_count"] == 40
     assert shown["splits_hash"] == load_training().splits_hash
+    archive = hashlib.sha256(side.archive.read_bytes()).hexdigest()
+    assert shown["archive_sha256"] == load_training().rows.attrs["archive_sha256"] == archive
     [nuclear, electronic] = sorted(
         (record.data for record in shown["splits"].records), key=lambda row: row["recoil_type"]
     )[::-1]
@@ -166,6 +169,10 @@ def test_tensors_of_another_archive_are_not_mixed_in(side: TrainingSide) -> None
     failed = side.run("training_tensors", partition="6keV|NR")
     assert reason(failed) == (
         "ground_truth of 6keV|NR was made from another archive; materialize it again"
+    )
+    assert reason(side.run("training_dataset")) == (
+        "training_tensors of 6keV|NR were made from another archive, or by another version; "
+        "materialize them again"
     )
     side.backfill()
     assert "training_splits knows no such image" in reason(side.run("training_dataset"))
@@ -367,13 +374,24 @@ def test_every_alarm_is_raised_by_an_archive_of_its_own() -> None:
     assert {case[0] for case in marker.args[1]} == {alarm.name for alarm in ALARMS}
 
 
-def test_an_audit_that_does_not_fit_its_archive_is_said(side: TrainingSide) -> None:
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [(None, "100.png"), (noise(1), "100.png: other pixels")],
+    ids=["gone", "other"],
+)
+def test_an_audit_that_does_not_fit_its_archive_is_said(
+    side: TrainingSide, other: np.ndarray | None, why: str
+) -> None:
     images = empty()
     audited(side, images)
     del images[f"{ROOT}/NR/6_keV/100.png"]
+    if other is not None:
+        images[f"{ROOT}/NR/6_keV/100.png"] = other
     write_archive(side.archive, archived(images))
     assert side.run("training_archive").success
-    assert "the archive does not fit training_dataset" in reason(side.run("training_audit"))
+    said = reason(side.run("training_audit"))
+    assert "the archive does not fit training_dataset" in said
+    assert why in said
 
 
 def test_it_all_works_on_s3_too_and_says_where_it_is_stored(

@@ -6,13 +6,15 @@ The same from archives of images is assets/test_training_dataset.py.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cygno_assets.daq.simulator.training_set import POPULATION
+from cygno_assets.physics.splits import SplitSpec
 from cygno_assets.storage.tables import table_of
 from cygno_assets.training.audit import ALARMS, accuracy_by_energy, audit, offenders_table
 from cygno_assets.training.tables import DATASET_COLUMNS, OFFENDER_COLUMNS
@@ -33,7 +35,9 @@ def rows(each: int = 60) -> pd.DataFrame:
                         *(4, 0, 0, 0, split, "all"),
                     )
                 )
-    return table_of(DATASET_COLUMNS, made)
+    table = table_of(DATASET_COLUMNS, made)
+    table.attrs = {"split_rule": asdict(SplitSpec())}
+    return table
 
 
 def raised(table: pd.DataFrame) -> dict[str, str]:
@@ -104,6 +108,16 @@ def test_a_type_that_is_rare_in_a_split(split: str) -> None:
     assert f"{split} 19 nuclear and 40 electronic" in raised(table)["both_types_are_there"]
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_without_images(split: str) -> None:
+    table = rows()
+    table = table.drop(table.index[table["split"] == split])
+    assert set(raised(table)) == {"both_types_are_there"}
+    assert f"{split} 0 nuclear and 0 electronic" in raised(table)["both_types_are_there"]
+    table.attrs["split_rule"][f"{split}_share"] = 0
+    assert (set(raised(table)) == set()) == (split != "train")
+
+
 def test_a_type_that_is_rare_in_an_energy_fold() -> None:
     """So that a fold's score is not that of one recoil type."""
     table = rows()
@@ -139,6 +153,7 @@ def test_offenders_are_listed_with_what_is_wrong() -> None:
     assert offenders_table(rows(), audit(rows())).empty
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([1.0, 3.0, 6.0])), min_size=1))
 def test_any_set_can_be_audited(labels: list[tuple[bool, float]]) -> None:
     table = rows().iloc[: len(labels)].reset_index(drop=True)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cygno_assets.physics.splits import SPLITS, SplitSpec
 from cygno_assets.settings import load_settings
 from cygno_assets.storage.locations import data_root, read_whole
 from cygno_assets.storage.tables import table_of
-from cygno_assets.storage.tensor_table import TensorTable, read_tensor_table
+from cygno_assets.storage.tensor_table import TensorTable, read_tensor_table, write_tensor_table
 from cygno_assets.training.dataset import (
     NAME,
     DatasetError,
@@ -24,7 +26,7 @@ from cygno_assets.training.dataset import (
     read_dataset_rows,
     write_dataset,
 )
-from cygno_assets.training.splits import make_manifest
+from cygno_assets.training.splits import make_manifest, splits_hash
 from cygno_assets.training.tables import (
     DATASET_COLUMNS,
     GROUND_TRUTH_COLUMNS,
@@ -52,8 +54,10 @@ def cells(images: int = 20, spec_hash: str = SPEC, first: int = 0) -> list[Tenso
             for n in range(first, first + images):
                 path = f"{kind}/{energy:g}/{n}"
                 digest = hashlib.sha256(path.encode()).hexdigest()
-                rows.append((path, kind, energy, digest, digest, spec_hash, 0.0, 0.5, 4, 0, 0, 0))
-                tensors.append(np.full((SIDE, SIDE), value(path), np.float32))
+                tensor = np.full((SIDE, SIDE), value(path), np.float32)
+                sha256 = hashlib.sha256(tensor).hexdigest()
+                rows.append((path, kind, energy, digest, sha256, spec_hash, 0.0, 0.5, 4, 0, 0, 0))
+                tensors.append(tensor)
             made.append(TensorTable(table_of(TENSOR_COLUMNS, rows), np.stack(tensors)))
     return made
 
@@ -202,6 +206,7 @@ def test_images_that_the_manifest_does_not_know_are_refused(root: UPath) -> None
         write_dataset(root, manifest_of(tables[:3]), tables, SPEC, SIDE)
     manifest = manifest_of(tables)
     manifest["images"][0]["pixel_sha256"] = "0" * 64  # the same path, other pixels
+    manifest["hash"] = splits_hash(manifest["rule"], manifest["images"])
     with pytest.raises(DatasetError, match="training_splits knows no such image"):
         write_dataset(root, manifest, tables, SPEC, SIDE)
 
@@ -223,14 +228,143 @@ def test_an_array_that_does_not_fit_its_table_is_told(tmp_path: Path) -> None:
     whole = array.read_bytes()
     array.unlink()  # `found` has it mapped
     np.save(array, found.tensors[:-1])
-    with pytest.raises(ValueError, match="79 tensors for 80 rows"):
+    with pytest.raises(DatasetError, match=rf"{array.name}: 79 tensors, and .* has 80 rows"):
         read_dataset(root)
-    for left, why in ((whole[:-100], "damaged array"), (b"", "damaged array"), (None, "is gone")):
-        array.unlink()
-        if left is not None:
+    for left, why in (
+        (whole[:-100], "damaged array"),
+        (b"", "damaged array"),
+        (None, "is gone"),
+        (np.zeros((80, SIDE, SIDE)), rf"float64 of shape \(80, {SIDE}, {SIDE}\), no tensors"),
+        (np.zeros((80, SIDE, 5), np.float32), "float32 of shape .*, no tensors"),
+        (np.zeros((80, SIDE), np.float32), "float32 of shape .*, no tensors"),
+        (np.zeros((80, 3, 3), np.float32), "the tensor of .* does not have the sha256"),
+    ):
+        array.unlink(missing_ok=True)
+        if isinstance(left, bytes):
             array.write_bytes(left)
-        with pytest.raises(ValueError, match=rf"{array.name}.*{why}"):
+        elif left is not None:
+            np.save(array, left)
+        with pytest.raises(DatasetError, match=rf"{array.name}.*{why}"):
             read_dataset(root)
+
+
+def test_a_tensor_with_a_flipped_bit_is_told_by_whoever_reads_it(tmp_path: Path) -> None:
+    root = data_root(load_settings({"home": tmp_path}))
+    found = written(root)
+    [array] = (tmp_path / "data").glob("*.npy")
+    data = bytearray(array.read_bytes())
+    data[-1] ^= 1  # in the last row
+    array.unlink()  # `found` has it mapped
+    array.write_bytes(data)
+    last = found.rows.iloc[-1]
+    for split in (None, last["split"]):
+        with pytest.raises(
+            DatasetError,
+            match=rf"{array.name}: the tensor of {last['path']} \(row 79\) does not have the sha",
+        ):
+            read_dataset(root, split)
+        assert not np.array_equal(read_dataset(root, split, verify=False).tensors[-1], last)
+    others = read_dataset(root, "train")
+    assert np.array_equal(others.tensors, found.split("train").tensors)
+
+
+def test_in_a_bucket_a_flipped_bit_of_a_tensor_is_told(store_bucket: BucketSettings) -> None:
+    root = data_root(s3_settings(store_bucket)) / "flipped"
+    written(root)
+    file = root / f"{NAME}.parquet"
+    table = read_tensor_table(io.BytesIO(read_whole(file)))
+    tensors = table.tensors.copy()
+    tensors.view(np.uint32)[7, 0, 0] ^= 1
+    forged = io.BytesIO()
+    write_tensor_table(TensorTable(table.rows, tensors), forged)  # the pages' own sums are right
+    file.write_bytes(forged.getvalue())
+    with pytest.raises(DatasetError, match=rf"{NAME}.parquet: the tensor of .* \(row 7\) does not"):
+        read_dataset(root)
+    assert np.array_equal(read_dataset(root, verify=False).tensors, tensors)
+
+
+def test_a_manifest_that_is_not_what_its_hash_says_is_refused(root: UPath) -> None:
+    tables = cells()
+    manifest = manifest_of(tables)
+    moved = next(image for image in manifest["images"] if image["split"] == "test")
+    moved["split"] = "train"
+    with pytest.raises(
+        DatasetError, match=f"training_splits has the hash {manifest['hash']}, but what it says now"
+    ):
+        write_dataset(root, manifest, tables, SPEC, SIDE)
+    manifest = manifest_of(tables)
+    manifest["rule"]["seed"] = 1
+    with pytest.raises(DatasetError, match="training_splits has the hash"):
+        write_dataset(root, manifest, tables, SPEC, SIDE)
+
+
+def test_an_image_that_was_moved_to_another_split_by_hand_is_told(tmp_path: Path) -> None:
+    root = data_root(load_settings({"home": tmp_path}))
+    found = written(root)
+    rows = found.rows.copy()
+    rows.attrs = found.rows.attrs
+    rows.loc[rows["split"] == "test", "split"] = "train"
+    write_tensor_table(TensorTable(rows, found.tensors), tmp_path / "data" / f"{NAME}.parquet")
+    with pytest.raises(DatasetError, match=f"its rows are not those of splits {found.splits_hash}"):
+        read_dataset(root)
+    assert len(read_dataset(root, "train", verify=False)) > len(found.split("train"))
+
+
+def test_a_table_put_together_by_hand_of_two_specifications_is_refused(tmp_path: Path) -> None:
+    """As `pyarrow.concat_tables` makes it: it keeps the metadata of the first."""
+    files = []
+    for spec_hash in (SPEC, "0ther0000000"):
+        root = data_root(load_settings({"home": tmp_path / spec_hash}))
+        tables = cells(spec_hash=spec_hash)
+        write_dataset(root, manifest_of(tables), tables, spec_hash, SIDE)
+        files.append(tmp_path / spec_hash / "data" / f"{NAME}.parquet")
+    both = pa.concat_tables([pq.read_table(file) for file in files])
+    pq.write_table(both, files[0])
+    root = data_root(load_settings({"home": tmp_path / SPEC}))
+    for read in (read_dataset, read_dataset_rows):
+        with pytest.raises(
+            DatasetError,
+            match=f"its specification is {SPEC}, but 80 of 160 tensors were made by 0ther0000000",
+        ):
+            read(root)
+    # Nor the rows of the other alone.
+    pq.write_table(both.slice(80), files[0])
+    with pytest.raises(DatasetError, match="but 80 of 80 tensors"):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize("lacking", ["tensors_file", "splits_hash", "split_rule", "spec_hash"])
+def test_a_table_of_tensors_that_is_no_dataset_is_told(tmp_path: Path, lacking: str) -> None:
+    root = data_root(load_settings({"home": tmp_path}))
+    found = written(root)
+    rows = found.rows.copy()
+    rows.attrs = {name: value for name, value in found.rows.attrs.items() if name != lacking}
+    file = tmp_path / "data" / f"{NAME}.parquet"
+    write_tensor_table(TensorTable(rows, found.tensors), file)
+    for read in (read_dataset, read_dataset_rows):
+        with pytest.raises(DatasetError, match=f"no training dataset .*: no {lacking}"):
+            read(root)
+    rows.attrs = found.rows.attrs
+    write_tensor_table(TensorTable(rows.drop(columns="energy_fold"), found.tensors), file)
+    with pytest.raises(DatasetError, match="no energy_fold"):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_tensors_of_another_side_are_refused(root: UPath, side: int) -> None:
+    """Of side 1, numpy would fill a whole tensor with the one value."""
+    tables = cells()
+    small = TensorTable(tables[3].rows, tables[3].tensors[:, :side, :side])
+    with pytest.raises(
+        DatasetError, match=rf"electronic/10/0: its tensor has the shape \({side}, {side}\), and"
+    ):
+        write_dataset(root, manifest_of(tables), [*tables[:3], small], SPEC, SIDE)
+
+
+def test_the_archive_is_named(root: UPath) -> None:
+    tables = cells()
+    write_dataset(root, manifest_of(tables), tables, SPEC, SIDE, archive_sha256="abc")
+    assert read_dataset_rows(root).attrs["archive_sha256"] == "abc"
 
 
 def test_one_cell_at_a_time_is_in_memory(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import itertools
 import json
 
 import pandas as pd
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cygno_assets.daq.simulator.training_set import POPULATION
@@ -53,6 +53,7 @@ def test_within_a_split_labels_are_mixed() -> None:
     assert changes > len(kinds) / 3
 
 
+@settings(deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_the_table_does_not_matter(random) -> None:
     table = ground_truth()
@@ -60,6 +61,7 @@ def test_the_order_of_the_table_does_not_matter(random) -> None:
     assert make_manifest(shuffled, SPEC) == make_manifest(table, SPEC)
 
 
+@settings(deadline=None)
 @given(
     st.sets(st.integers(0, 611), min_size=1),
     st.dictionaries(st.integers(0, 611), st.floats(0.01, 100), max_size=50),
