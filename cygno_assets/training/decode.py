@@ -34,7 +34,8 @@ def decode_each(
 ) -> Iterator[Part]:
     """Decodes images some at a time, in threads: decompression and decoding release the GIL.
 
-    Processes are no faster and have to be started (benchmarks/training_histogram.py).
+    Processes that run already are about as fast, but a run would have to start them
+    (benchmarks/training_histogram.py).
 
     Args:
         archive: that holds them.
