@@ -35,7 +35,7 @@ UNDER_WAY = 12
 """So many events are announced before anything is broken: two seconds'."""
 SETTLED_S = 420.0
 """Longer than anything is tried again that can pass."""
-_AFTERWARDS_S = 6.0
+_AFTERWARDS_S = 8.0
 _OUTAGE_S = 15.0
 _STILL_S = 30.0
 _SHORT_S = 3.0
@@ -350,13 +350,8 @@ def _recreated_stream(world: World) -> None:
     world.announce(events_for(0), "--rate", str(RATE))
 
 
-def _full(folder: str, met: Callable[[World], set[str]]) -> Callable[[World], None]:
-    """The disk of one folder is full; needs the small file systems of `running_world`.
-
-    Args:
-        folder: in the home.
-        met: who has met that.
-    """
+def _full(folder: str) -> Callable[[World], None]:
+    """The disk of one folder is full; needs the small file systems of `running_world`."""
 
     def does(world: World) -> None:
         ballast = world.home / folder / "ballast"
@@ -366,11 +361,18 @@ def _full(folder: str, met: Callable[[World], set[str]]) -> Callable[[World], No
                 file.write(bytes(65_536))
         try:
             world.pause(_OUTAGE_S)
-            world.row.hit |= met(world)
         finally:
             ballast.unlink()
 
     return does
+
+
+def _runs_met_it(world: World, _: Account) -> None:
+    world.row.hit |= world.failed_saying("No space left")
+
+
+def _recorders_met_it(world: World, _: Account) -> None:
+    world.row.hit |= world.recorders_said("does not store")
 
 
 def _outlived_urls(world: World) -> None:
@@ -473,11 +475,9 @@ def _stops() -> list[Fault]:
 
 def _disks() -> list[Fault]:
     events = events_for(_OUTAGE_S)
-    data = _full("data", lambda world: world.failed_saying("No space left"))
-    stream = _full("inbox", lambda world: world.recorders_said("does not store"))
     return [
-        Fault("disk full: storage", data, short=True, events=events),
-        Fault("disk full: inbox", stream, events=events),
+        Fault("disk full: storage", _full("data"), then=_runs_met_it, short=True, events=events),
+        Fault("disk full: inbox", _full("inbox"), then=_recorders_met_it, events=events),
     ]
 
 
@@ -533,6 +533,7 @@ def _announcements() -> list[Fault]:
             _again_while_runs_fail,
             short=True,
             events=events_for(_OUTAGE_S),
+            loaded=False,  # it goes on announcing by itself
         ),
         Fault("announced out of order", _out_of_order, short=True, events=events_for(_SHORT_S)),
         Fault(

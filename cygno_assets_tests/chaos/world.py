@@ -420,7 +420,7 @@ class World:
         self.row.trouble += half_files(self.data, spec, self.row.began - 1)
 
     def account(self, expected: Expected, recovered_s: float) -> Account:
-        """What became of the events of this row."""
+        """What became of the events of this row; its hits and its trouble may still grow."""
         heard = self.heard()
         made = heard.keys() & self.tensors().keys()
         spec = self.stack.settings.preprocess_spec
