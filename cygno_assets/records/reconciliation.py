@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from dagster import DagsterRunStatus, RunsFilter
@@ -17,6 +18,8 @@ from cygno_assets.names import PARTITION_TAG, PREPROCESSED_TENSOR, RAW_IMAGE
 from cygno_assets.partitions import daq_event_partitions
 from cygno_assets.records.cursors import Retries, passed_over, read_by_sensor, retries
 from cygno_assets.records.history import (
+    RETRIED_WITHIN,
+    about_to_be_retried,
     events_of,
     failed_for_good,
     failure_kind,
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
     from cygno_assets.daq.inbox import Inbox
 
 _AT_ONCE = 500
-_RETRIED_WITHIN_S = 120.0
-"""Within this time after a run's process has died, Dagster runs it again."""
 What = Literal[
     "never ran",
     "failed",
@@ -161,7 +162,7 @@ def still_to_make(
         differences: as `reconcile` has found them.
     """
     # In this order: what ends in between is found materialized.
-    busy = events_of(unfinished_runs(instance))
+    busy = events_of([*unfinished_runs(instance), *about_to_be_retried(instance)])
     unmade = [one.event_id for one in differences if one.what not in _MADE]
     made: set[str] = set()
     for first in range(0, len(unmade), _AT_ONCE):
@@ -235,7 +236,7 @@ def _failures(instance: DagsterInstance, again: Retries) -> tuple[dict[str, Diff
     for event, record in _newest_failures(instance):
         run = record.dagster_run
         by_sensor = event in again.waiting or (may_pass(run) and run.run_id in unread)
-        if by_sensor or (retried_by_dagster(run) and _ended_ago(record) < _RETRIED_WITHIN_S):
+        if by_sensor or (retried_by_dagster(run) and _ended_ago(record) < RETRIED_WITHIN):
             passing.add(event)
         else:
             what: What = "failed" if failed_for_good(run) else "forgotten"
@@ -270,6 +271,7 @@ def _unread(instance: DagsterInstance, read_to: int | None) -> set[str]:
     return unread
 
 
-def _ended_ago(record: RunRecord) -> float:
-    """How many s ago a run ended."""
-    return time.time() - (record.end_time or record.update_timestamp.timestamp())
+def _ended_ago(record: RunRecord) -> timedelta:
+    """How long ago a run ended."""
+    ended = record.end_time or record.update_timestamp.timestamp()
+    return timedelta(seconds=time.time() - ended)

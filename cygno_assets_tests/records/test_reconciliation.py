@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -204,7 +205,7 @@ def test_a_failure_that_may_pass_but_that_no_sensor_comes_back_to_is_forgotten(
     assert books.reconciled().running == 2
     books.retries(1)
     assert books.differences() == {event(3): ("forgotten", "failure")}
-    monkeypatch.setattr(reconciliation, "_RETRIED_WITHIN_S", 0.0)
+    monkeypatch.setattr(reconciliation, "RETRIED_WITHIN", timedelta(0))
     assert set(books.differences()) == {event(2), event(3)}
 
 

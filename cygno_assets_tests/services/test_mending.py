@@ -13,7 +13,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.cli import cli, main
 from cygno_assets.daq.inbox import Inbox
-from cygno_assets.names import DAQ_EVENTS, LIVE_JOB, PARTITION_TAG
+from cygno_assets.names import DAQ_EVENTS, DOUBTS_TAG, LIVE_JOB, MAX_DOUBTS, PARTITION_TAG
 from cygno_assets.services import mending
 from cygno_assets.settings import CHECKOUT
 from cygno_assets_tests.assets.detector import Detector
@@ -41,9 +41,9 @@ def detector(
 
 
 def failed(detector: Detector) -> str:
-    """An event whose image is not what its name says; the sensor has read of it."""
+    """An event that failed for good, for its image is not what its name says; the sensor has read of it."""
     event = detector.announce(b"no image", name_of(b"another"))
-    assert not detector.run(event).success
+    assert not detector.run(event, tags={DOUBTS_TAG: str(MAX_DOUBTS)}).success
     state = Inbox(lambda: detector.inbox_url).state()
     remembers(detector.instance, DAQ_EVENTS, stream=state.created, sequence=state.last_sequence)
     return event
