@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from cygno_assets.physics.images import decode_image, preprocess
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Set
 
+    from upath import UPath
+
     from cygno_assets.physics.spec import PreprocessSpec
 
 _IMAGES, _TENSORS = "raw_image", "preprocessed_tensor"
@@ -28,11 +31,11 @@ def write_folders(data: Path) -> list[Path]:
     return [data / _IMAGES, data / _TENSORS]
 
 
-def damaged(data: Path, events: Iterable[str], spec: PreprocessSpec) -> list[str]:
+def damaged(data: Path | UPath, events: Iterable[str], spec: PreprocessSpec) -> list[str]:
     """What is wrong with the files of events that have a tensor: each must have both, and right.
 
     Args:
-        data: folder of all that is stored.
+        data: folder of all that is stored, or a place in a bucket.
         events: that are materialized.
         spec: that their tensors are made by.
     """
@@ -103,7 +106,7 @@ def _holds(file: Path, secret: bytes) -> bool:
     return False
 
 
-def _files(data: Path, event: str) -> tuple[Path, Path]:
+def _files(data: Path | UPath, event: str) -> tuple[Path | UPath, Path | UPath]:
     return data / _IMAGES / f"{event}.jpg", data / _TENSORS / f"{event}.npy"
 
 
@@ -114,15 +117,15 @@ def _written(folder: Path, suffix: str, since: float) -> Iterator[Path]:
             yield file
 
 
-def _wrong_image(file: Path) -> str | None:
+def _wrong_image(file: Path | UPath) -> str | None:
     if content_md5(file.read_bytes()) == md5_in(file.stem):
         return None
     return f"{file} is not the image of its name"
 
 
-def _wrong_tensor(file: Path, image: Path, spec: PreprocessSpec) -> str | None:
+def _wrong_tensor(file: Path | UPath, image: Path | UPath, spec: PreprocessSpec) -> str | None:
     try:
-        tensor = np.load(file, allow_pickle=False)
+        tensor = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
     except (ValueError, EOFError):
         return f"{file} is no array"
     if not image.is_file() or _wrong_image(image):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,7 +21,9 @@ from cygno_assets.settings import load_settings
 from cygno_assets.storage.io_managers import JsonIOManager
 from cygno_assets.storage.locations import data_root
 from cygno_assets_tests.chaos.__main__ import suffer
+from cygno_assets_tests.chaos.account import Expected
 from cygno_assets_tests.chaos.faults import Fault
+from cygno_assets_tests.chaos.world import event_of
 from cygno_assets_tests.end_to_end.running import PROGRAM, WebUI
 from cygno_assets_tests.scale.site import ARCHIVE, Site, running_site
 from cygno_assets_tests.training.archives import cell, write_archive
@@ -50,10 +53,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def made_once(site: Site, fault: Fault) -> None:
     """Each event that was announced has one tensor of one successful run, and nothing hangs."""
-    account = suffer(site, fault)
-    assert account.good, account
-    assert account.materialized == account.announced == fault.events, account
-    assert site.idle()
+    account = suffer(site, replace(fault, expected=Expected(hits=False), loaded=False))
+    assert account.problems == []
+    assert len(account.materialized) == fault.events, account
 
 
 def test_each_of_300_events_is_made_once_and_both_hosts_take_part(site: Site) -> None:
@@ -145,10 +147,10 @@ def test_a_run_is_stopped_from_the_web_ui(site: Site) -> None:
         download.send(status, body)
 
     since = len(site.witness.messages)
-    with site.store.answering(never_ends):
+    with site.store.answering(never_ends, set()):
         site.announce(1, "--burst")
         wait_until("it is announced", lambda: len(site.witness.messages) > since)
-        [event] = site.witness.events(since)
+        [event] = {event_of(message) for message in site.witness.messages[since:]}
         wait_until("it runs", lambda: ui.runs_of(event) == ["STARTED"])
         ui.terminate(ui.newest_run(event))
         wait_until("it has stopped", lambda: ui.runs_of(event) == ["CANCELED"], 30)
