@@ -47,7 +47,7 @@ check: $(READY_DEV) ## style and types
 	$(BIN)/mypy
 
 bench: $(READY_DEV) ## the benchmarks, each beside its peer; about half an hour, with nothing else running
-	@for benchmark in live_throughput live_latency live_first history_cost training_histogram training_ranges live_vs_training recorders postgres scale; do \
+	@for benchmark in live_throughput live_latency live_first history_cost training_histogram training_formats training_ranges live_vs_training recorders postgres scale; do \
 		echo "== $$benchmark"; $(BIN)/python -m benchmarks.$$benchmark || exit; echo; \
 	done
 

@@ -32,8 +32,9 @@ _SMALL = {"data": "1g", "inbox": "128m"}
 def suffer(world: World, fault: Fault) -> Account:
     """Announces events, breaks something in the middle, and waits until all is settled."""
     world.begin()
+    first = min(UNDER_WAY, fault.events)
     world.announce(fault.events, *fault.options)
-    world.wait_for("events arrive", lambda: len(world.heard()) >= UNDER_WAY, 300)
+    world.wait_for("events arrive", lambda: len(world.heard()) >= first, 300)
     fault.does(world)
     over, before = time.monotonic(), world.heard().keys()
     if fault.loaded and not world.announcing():

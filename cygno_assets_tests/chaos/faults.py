@@ -136,7 +136,7 @@ def _own(name: str) -> Callable[[World], Service]:
 def _kill_the_daq(world: World) -> None:
     """It is killed, and somebody starts another."""
     _kill(_daq)(world)
-    world.row.requested = len(world.truth())  # it was to announce more, and will not
+    world.row.requested = len(world.truly_announced())  # it was to announce more, and will not
     world.announce(events_for(0), "--rate", str(RATE))
 
 
@@ -236,7 +236,7 @@ def _answering_for_ever(answer: Callable[[Download], None]) -> Callable[[World],
         with world.store.answering(answer, world.row.hit, _is_chosen):
             world.wait_for("all are announced", lambda: not world.announcing(), 60)
             # Not from the witness alone: it may be a moment behind.
-            events = world.truth()
+            events = world.truly_announced()
             world.wait_for("all is settled", lambda: not world.unsettled(events), SETTLED_S)
 
     return does
@@ -315,7 +315,7 @@ def _again_while_runs_fail(world: World) -> None:
 def _all_heard(world: World) -> list[bytes]:
     """All that is announced until the DAQ has ended."""
     world.wait_for("all are announced", lambda: not world.announcing(), 60)
-    events = world.truth()
+    events = world.truly_announced()
     world.wait_for("all are heard", lambda: events <= world.heard().keys(), 10)
     return world.messages()
 
@@ -380,7 +380,7 @@ def _outlived_urls(world: World) -> None:
     _stop(_own("daemon"), _OUTAGE_S)(world)
     if world.announcing():
         world.row.trouble.append("events were announced after the outage")
-    world.row.hit |= world.truth()
+    world.row.hit |= world.truly_announced()
 
 
 def _made_when_announced_anew(world: World, account: Account) -> None:

@@ -31,11 +31,11 @@ def write_folders(data: Path) -> list[Path]:
     return [data / _IMAGES, data / _TENSORS]
 
 
-def damaged(data: UPath, events: Iterable[str], spec: PreprocessSpec) -> list[str]:
+def damaged(data: Path | UPath, events: Iterable[str], spec: PreprocessSpec) -> list[str]:
     """What is wrong with the files of events that have a tensor: each must have both, and right.
 
     Args:
-        data: folder, or bucket, of all that is stored.
+        data: folder of all that is stored, or a place in a bucket.
         events: that are materialized.
         spec: that their tensors are made by.
     """
@@ -53,7 +53,7 @@ def damaged(data: UPath, events: Iterable[str], spec: PreprocessSpec) -> list[st
     return found
 
 
-def half_files(data: UPath, spec: PreprocessSpec, since: float) -> list[str]:
+def half_files(data: Path, spec: PreprocessSpec, since: float) -> list[str]:
     """Files that are whole by their name and are not; to be asked before anything repairs them.
 
     Args:
@@ -106,24 +106,24 @@ def _holds(file: Path, secret: bytes) -> bool:
     return False
 
 
-def _files(data: UPath, event: str) -> tuple[UPath, UPath]:
+def _files(data: Path | UPath, event: str) -> tuple[Path | UPath, Path | UPath]:
     return data / _IMAGES / f"{event}.jpg", data / _TENSORS / f"{event}.npy"
 
 
-def _written(folder: UPath, suffix: str, since: float) -> Iterator[UPath]:
+def _written(folder: Path, suffix: str, since: float) -> Iterator[Path]:
     """Of whole names: the others begin with a dot."""
     for file in folder.glob(f"[!.]*{suffix}"):
         if file.stat().st_mtime >= since:
             yield file
 
 
-def _wrong_image(file: UPath) -> str | None:
+def _wrong_image(file: Path | UPath) -> str | None:
     if content_md5(file.read_bytes()) == md5_in(file.stem):
         return None
     return f"{file} is not the image of its name"
 
 
-def _wrong_tensor(file: UPath, image: UPath, spec: PreprocessSpec) -> str | None:
+def _wrong_tensor(file: Path | UPath, image: Path | UPath, spec: PreprocessSpec) -> str | None:
     try:
         tensor = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
     except (ValueError, EOFError):

@@ -41,7 +41,7 @@ from cygno_assets.services.process import Service, free_port
 from cygno_assets.services.s3_server import BucketAccess, S3Server
 from cygno_assets.services.stack import RECORDERS, Stack, running_stack
 from cygno_assets.services.supervisor import Supervisor
-from cygno_assets.storage.locations import data_root
+from cygno_assets.storage.locations import data_root, local_path
 from cygno_assets_tests.chaos.account import Account, Expected
 from cygno_assets_tests.chaos.files import damaged, half_files, secrets_in
 from cygno_assets_tests.chaos.store import FaultyStore
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
     from dagster import DagsterRun
     from nats.aio.msg import Msg
-    from upath import UPath
 
 SUBJECT = "daq/data"
 _POLL_S = 0.2
@@ -166,11 +165,6 @@ class World:
     _stored: set[bytes] = field(default_factory=set)
     _stored_to: tuple[str, int] = ("", 0)
 
-    @property
-    def data(self) -> UPath:
-        """Where images and tensors are stored."""
-        return data_root(self.stack.settings)
-
     def begin(self) -> None:
         """A new row of the table."""
         sizes = {log: log.stat().st_size for log in self._recorder_logs()}
@@ -212,7 +206,12 @@ class World:
         """Whether a DAQ still runs."""
         return any(daq.status is None for daq in self.row.daqs)
 
-    def truth(self) -> set[str]:
+    @property
+    def truth(self) -> Path:
+        """The table of the last one."""
+        return self.row.truths[-1]
+
+    def truly_announced(self) -> set[str]:
         """The events that DAQs have announced in this row, by their own tables."""
         events: set[str] = set()
         for path in filter(lambda path: path.exists(), self.row.truths):
@@ -416,23 +415,25 @@ class World:
 
     def look_at_files(self) -> None:
         """What is half under a whole name just now makes the row bad, whoever would repair it."""
-        spec = self.stack.settings.preprocess_spec
-        self.row.trouble += half_files(self.data, spec, self.row.began - 1)
+        settings = self.stack.settings
+        data = local_path(data_root(settings))
+        if data is not None:  # a put into a bucket is whole by itself
+            self.row.trouble += half_files(data, settings.preprocess_spec, self.row.began - 1)
 
     def account(self, expected: Expected, recovered_s: float) -> Account:
         """What became of the events of this row; its hits and its trouble may still grow."""
         heard = self.heard()
         made = heard.keys() & self.tensors().keys()
-        spec = self.stack.settings.preprocess_spec
+        settings = self.stack.settings
         return Account(
             expected,
             self.row.requested,
-            self.truth(),
+            self.truly_announced(),
             heard,
             made,
             self.successes(heard),
             self.failed(heard),
-            damaged(self.data, sorted(made), spec),
+            damaged(data_root(settings), sorted(made), settings.preprocess_spec),
             self.row.hit,
             self.row.trouble,
             recovered_s,
@@ -440,7 +441,7 @@ class World:
 
     def reconciled(self) -> Reconciliation:
         """What `cygno-assets reconcile` finds."""
-        return reconcile(self.instance, self._inbox(), self.data)
+        return reconcile(self.instance, self._inbox(), data_root(self.stack.settings))
 
     def account_of_all(self, lost_before_us: int) -> Account:
         """Of all rows once more, now that all has come to rest: nothing may have failed.

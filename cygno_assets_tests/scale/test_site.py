@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from cygno_assets.storage.locations import data_root
 from cygno_assets_tests.chaos.__main__ import suffer
 from cygno_assets_tests.chaos.account import Expected
 from cygno_assets_tests.chaos.faults import Fault
+from cygno_assets_tests.chaos.world import event_of
 from cygno_assets_tests.end_to_end.running import PROGRAM, WebUI
 from cygno_assets_tests.scale.site import ARCHIVE, Site, running_site
 from cygno_assets_tests.training.archives import cell, write_archive
@@ -51,24 +53,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def made_once(site: Site, fault: Fault) -> None:
     """Each event that was announced has one tensor of one successful run, and nothing hangs."""
-    account = suffer(site, fault)
+    account = suffer(site, replace(fault, expected=Expected(hits=False), loaded=False))
     assert account.problems == []
-    assert len(account.materialized) == fault.events
-
-
-def nothing(events: int, *options: str) -> Fault:
-    return Fault(
-        "nothing",
-        lambda _: None,
-        Expected(hits=False),
-        events=events,
-        options=options or ("--burst",),
-        loaded=False,
-    )
+    assert len(account.materialized) == fault.events, account
 
 
 def test_each_of_300_events_is_made_once_and_both_hosts_take_part(site: Site) -> None:
-    made_once(site, nothing(300, "--rate", "15"))
+    made_once(site, Fault("nothing", lambda _: None, events=300, options=("--rate", "15")))
     assert min(host.executed for host in site.hosts) > 50
 
 
@@ -90,7 +81,6 @@ def test_a_host_that_is_killed_loses_nothing(site: Site) -> None:
         before = doomed.executed
         wait_until("it works", lambda: doomed.executed > before)
         doomed.kill()
-        site.row.hit.add(doomed.home.name)
         site.pause(3)
 
     made_once(site, Fault("kill -9 a host", kill, events=150, options=("--rate", "10")))
@@ -102,7 +92,6 @@ def away(service: Callable[[Site], Server]) -> Callable[[Site], None]:
     def does(site: Site) -> None:
         server = service(site)
         server.stop()
-        site.row.hit.add("a server")
         site.pause(_AWAY_S)
         server.start()
 
@@ -157,13 +146,13 @@ def test_a_run_is_stopped_from_the_web_ui(site: Site) -> None:
         goes_on.wait(60)
         download.send(status, body)
 
-    site.begin()
-    with site.store.answering(never_ends):
+    since = len(site.witness.messages)
+    with site.store.answering(never_ends, set()):
         site.announce(1, "--burst")
-        wait_until("it is announced", site.heard)
-        [event] = site.heard()
+        wait_until("it is announced", lambda: len(site.witness.messages) > since)
+        [event] = {event_of(message) for message in site.witness.messages[since:]}
         wait_until("it runs", lambda: ui.runs_of(event) == ["STARTED"])
         ui.terminate(ui.newest_run(event))
         wait_until("it has stopped", lambda: ui.runs_of(event) == ["CANCELED"], 30)
         goes_on.set()
-    made_once(site, nothing(20))
+    made_once(site, Fault("afterwards", lambda _: None, events=10))

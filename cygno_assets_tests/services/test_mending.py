@@ -41,7 +41,7 @@ def detector(
 
 
 def failed(detector: Detector) -> str:
-    """An event that failed for good, for its image is not what its name says; the sensor has read of it."""
+    """An event that has failed for good on its image's md5; the sensor has read of it."""
     event = detector.announce(b"no image", name_of(b"another"))
     assert not detector.run(event, tags={DOUBTS_TAG: str(MAX_DOUBTS)}).success
     state = Inbox(lambda: detector.inbox_url).state()
