@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dagster import (
+    AssetCheckEvaluation,
     AssetCheckKey,
     AssetCheckSeverity,
     DagsterInstance,
@@ -188,8 +189,8 @@ class Cursor:
             name = f"{key.asset_key.to_user_string()}: {key.name}"
             record = instance.get_latest_asset_check_evaluation_record(key)
             evaluation = None if record is None else record.evaluation
-            if evaluation is None:
-                continue  # it never ran, or is running: as it was
+            if not isinstance(evaluation, AssetCheckEvaluation):
+                continue  # it never ran, or is only planned: as it was
             fails = not evaluation.passed and evaluation.severity == AssetCheckSeverity.ERROR
             if fails and name not in before:
                 before.add(name)

@@ -24,6 +24,9 @@ from dagster import (
     SensorResult,
     build_sensor_context,
 )
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationPlanned,
+)
 from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.automation import notifications
@@ -120,6 +123,17 @@ def checked(
             description="2 of 9 events of which not everything agrees",
         )
     )
+
+
+def planned(instance: DagsterInstance, name: str) -> None:
+    """A run that will execute the check has begun, and has not executed it."""
+    run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
+    event = DagsterEvent(
+        DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED.value,
+        run.job_name,
+        event_specific_data=AssetCheckEvaluationPlanned(asset_key=ANNOUNCEMENTS, check_name=name),
+    )
+    instance.report_dagster_event(event, run.run_id)
 
 
 def fail_at_once(instance: DagsterInstance, count: int) -> None:
@@ -252,6 +266,8 @@ def test_a_check_is_told_when_it_turns(instance: DagsterInstance, webhook: Webho
         sensor.tick()
         checked(instance, ACCOUNTED, passed=True)
         checked(instance, NONE_FAILED, AssetCheckSeverity.WARN, passed=False)
+        assert sensor.tick() == "nothing to tell"
+        planned(instance, ACCOUNTED)
         assert sensor.tick() == "nothing to tell"
         checked(instance, ACCOUNTED, passed=False)
         sensor.tick()
