@@ -111,7 +111,7 @@ def _pools(max_bytes: int, max_s: float, *, public_only: bool) -> _Pools:
             # By this, http.client's own, urllib3 reads a chunk, and takes a length of -1 for one:
             # that is all there is, at once.
             if amt < 0:
-                raise http.client.HTTPException("a chunk of negative length")
+                raise ValueError("a chunk of negative length")
             return super()._safe_read(amt)  # type: ignore[misc,no-any-return]  # private
 
     class Plain(HTTPConnection):
