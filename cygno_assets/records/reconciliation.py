@@ -236,11 +236,13 @@ def _failures(instance: DagsterInstance, again: Retries) -> tuple[dict[str, Diff
     for event, record in _newest_failures(instance):
         run = record.dagster_run
         by_sensor = event in again.waiting or (may_pass(run) and run.run_id in unread)
-        if by_sensor or (retried_by_dagster(run) and _ended_ago(record) < RETRIED_WITHIN):
+        # First: the sensor may still have it, of the failure before.
+        if failed_for_good(run):
+            failed[event] = Difference(event, "failed", failure_kind(run))
+        elif by_sensor or (retried_by_dagster(run) and _ended_ago(record) < RETRIED_WITHIN):
             passing.add(event)
         else:
-            what: What = "failed" if failed_for_good(run) else "forgotten"
-            failed[event] = Difference(event, what, failure_kind(run))
+            failed[event] = Difference(event, "forgotten", failure_kind(run))
     return failed, passing
 
 

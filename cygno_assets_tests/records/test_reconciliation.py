@@ -172,7 +172,7 @@ def test_failures_are_told_by_their_kind_unless_they_are_tried_again(books: Book
     failure = DagsterRunStatus.FAILURE
     books.run(1, failure, **live, **{FINAL_TAG: "expired"})
     books.run(2, failure, **live)
-    books.retries(2)
+    books.retries(1, 2)  # the first of its failure before: until the next tick
     books.run(3, failure, **live, **{ATTEMPT_TAG: str(MAX_ATTEMPTS)})
     books.run(4, DagsterRunStatus.CANCELED, **live)
     books.run(5, failure, **{"dagster/will_retry": "true"})
