@@ -126,12 +126,11 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
 
         return decode_image(data, max_pixels=settings.image_max_pixels)
 
-    def fetch(message: StoredMessage) -> "tuple[Announcement, bytes]":
-        announcement = read(message)
+    def fetch(announcement: "Announcement") -> bytes:
         data = download_image(announcement, limits)
         if announcement.md5 is None:
             decode(data)  # nothing else vouches for these bytes
-        return announcement, data
+        return data
 
     def download(
         inbox: Inbox, event_id: str, context: AssetExecutionContext
@@ -142,14 +141,20 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
         """
         newest = inbox.newest_announcement(event_id)
         failed: dict[int, tuple[StoredMessage, _Useless]] = {}
+        away: dict[str, RetriableDownloadError] = {}
         asked, waiting = 0, [] if newest is None else [newest]
         while waiting and asked < _MAX_ASKED:
             message = waiting.pop()
             try:
-                announcement, data = fetch(message)
+                announcement = read(message)
+                if announcement.source in away:  # another signature would not bring it back
+                    raise away[announcement.source]
+                data = fetch(announcement)
             except (DownloadError, ImageError, NotAnEventError) as error:
                 failed[message.sequence] = message, error
                 asked += not isinstance(error, FinalDownloadError | NotAnEventError)
+                if isinstance(error, RetriableDownloadError):
+                    away[announcement.source] = error
             else:
                 return (message, announcement), data
             if not waiting:

@@ -15,6 +15,7 @@ from dagster import DagsterInstance
 from PIL import Image
 
 from cygno_assets.build import build_defs
+from cygno_assets.daq import download
 from cygno_assets.daq.simulator.bucket import Bucket, BucketSettings
 from cygno_assets.names import (
     DOUBTS_TAG,
@@ -290,6 +291,22 @@ def test_announcements_that_are_all_of_no_use_are_asked_a_handful_of_times(
         "/7.jpg: HTTP 418 I'm a Teapot; none of 6 announcements led to it"
     )
     assert tags(detector, result)[SEQUENCE_TAG] == "9"
+
+
+def test_a_server_that_is_away_is_not_asked_once_for_each_signature(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_PAUSES_S", {})
+    event_id = "cygno-" + 32 * "0"
+    with serving() as origin:
+        detector.overrides["download_hosts"] = origin.address
+        origin.answers[:] = [answer(status=503)]
+        urls = [f"{origin.address}/{n % 2}.jpg?X-Amz-Signature={n}" for n in range(4)]
+        announce(detector, event_id, *urls)
+        result = detector.run(event_id)
+        asked = [request.partition("?")[0] for request in origin.requests]
+    assert kind(result) == "unavailable"
+    assert asked == ["/1.jpg", "/0.jpg"] * (1 + retries(result))
 
 
 def test_hostile_announcements_alone_fail_for_good_by_the_newest(detector: Detector) -> None:

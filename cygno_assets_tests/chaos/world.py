@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -261,11 +261,14 @@ class World:
 
     def workers(self) -> list[psutil.Process]:
         """The processes that execute runs."""
-        try:
-            children = psutil.Process(self.service("daemon").pid).children(recursive=True)
-            return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-        except psutil.NoSuchProcess:
-            return []
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.service("daemon").pid).children(recursive=True):
+                # One that was killed idle is a zombie until its place is wanted.
+                with suppress(psutil.NoSuchProcess):
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        found.append(child)
+        return found
 
     def pause(self, seconds: float) -> None:
         """Lets time go by; what has died is started again meanwhile."""
