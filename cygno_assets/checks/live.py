@@ -97,7 +97,7 @@ def _judged(found: "Reconciliation") -> Iterator[AssetCheckResult]:
                 for what, count in found.counts().items()
                 if not what.startswith("failed")
             },
-            **lost.counts,
+            **{name: count for name, count in lost.counts.items() if count},
             **({} if lost.noticed is None else {NOTICED: MetadataValue.timestamp(lost.noticed)}),
             "which": _lines(f"{one.event_id}: {one.what}: {one.detail}" for one in wrong),
         },
@@ -113,7 +113,7 @@ def _judged(found: "Reconciliation") -> Iterator[AssetCheckResult]:
         description=f"{len(failed)} events failed, {found.rejected} messages were rejected",
         metadata={
             "failed": len(failed),
-            "failed_long_ago": found.counts()["failed long ago"],
+            "failed_long_ago": found.counts().get("failed long ago", 0),
             "rejected": found.rejected,
             **{f"failed_{kind}": count for kind, count in failures.items()},
             "which": _lines(f"{one.event_id}: {one.detail}" for one in failed),

@@ -118,9 +118,9 @@ class Reconciliation:
     losses: Losses = field(default_factory=Losses)
 
     def counts(self) -> dict[str, int]:
-        """How many events there are of each difference."""
+        """How many events there are of each difference that there is."""
         found = Counter(difference.what for difference in self.differences)
-        return {str(what): found[what] for what in MEANINGS}
+        return {str(what): found[what] for what in MEANINGS if what in found}
 
     def failures(self) -> dict[str, int]:
         """How many events there are of each kind of failure, also those of long ago."""

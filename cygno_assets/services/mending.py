@@ -305,8 +305,7 @@ def _show(found: Reconciliation, say: Callable[[str], None], shown: int | None) 
         say("everything agrees")
         return
     for what, count in found.counts().items():
-        if count:
-            say(f"{count:>8}  {what}")
+        say(f"{count:>8}  {what}")
     for kind, count in found.failures().items():
         say(f"{count:>8}  failed on {kind}")
     for one in found.differences[:shown]:
