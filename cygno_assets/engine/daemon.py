@@ -1,6 +1,6 @@
 """Dagster's daemon, quicker for many small runs: `python -m …engine.daemon run -w workspace.yaml`.
 
-The one place where Dagster's own code is changed, in two points. Started as `dagster-daemon`, all
+The one place where Dagster's own code is changed, in three points. Started as `dagster-daemon`, all
 is the same but slower.
 
 Its sensor loop comes round every 5 s, of which an event waits half on average, and its backfill
@@ -9,27 +9,42 @@ its own `minimum_interval_seconds` still decides.
 
 For each run that a sensor requests, the daemon asks the code server for the plan of its steps. Of
 one state of the code, a job and a configuration, the answer is always the same.
+
+A run is created, and then queued. If the database is away for that moment, or what creates it ends,
+nothing queues it any more; Dagster fails it when the time is over that a run may take to start,
+which is half an hour (dagster.yaml), and its event waits as long.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
+from dagster import DagsterRunStatus, RunsFilter
 from dagster._core.remote_representation.code_location import GrpcServerCodeLocation
 from dagster._daemon import controller, sensor
 from dagster._daemon.cli import main
+from dagster._daemon.daemon import MonitoringDaemon
+from dagster._daemon.utils import DaemonErrorCapture
 from dagster._serdes import serialize_value
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Mapping, Sequence
 
     from dagster import DagsterInstance
     from dagster._core.execution.plan.state import KnownExecutionState
     from dagster._core.remote_representation.external import RemoteExecutionPlan, RemoteJob
+    from dagster._core.workspace.context import IWorkspaceProcessContext
+    from dagster._daemon.daemon import DaemonIterator
 
 SENSOR_LOOP_S = 1
 BACKFILL_LOOP_S = 5
+UNQUEUED_S = 15.0
+"""From a run's creation to its queueing are milliseconds. After an outage sensors, and what follows
+runs that died, come back to theirs within seconds."""
 _PLANS = "_plans_by_job_and_configuration"
 _PLANS_KEPT = 1000
 
@@ -68,7 +83,55 @@ def remember_execution_plans() -> None:
     GrpcServerCodeLocation.get_execution_plan = get_execution_plan  # type: ignore[method-assign,assignment]  # Dagster's own
 
 
+def queue_forgotten_runs() -> None:
+    """Has Dagster's monitoring of runs queue those that were created, and left."""
+    look = MonitoringDaemon.run_iteration
+    seen: dict[str, float] = {}
+
+    @functools.wraps(look)
+    def run_iteration(
+        monitoring: MonitoringDaemon, workspace_process_context: IWorkspaceProcessContext[Any]
+    ) -> DaemonIterator:
+        yield from _queue_forgotten_runs(workspace_process_context, monitoring._logger, seen)
+        yield from look(monitoring, workspace_process_context)
+
+    MonitoringDaemon.run_iteration = run_iteration  # type: ignore[method-assign,assignment]  # Dagster's own
+
+
+def _queue_forgotten_runs(
+    context: IWorkspaceProcessContext[Any], logger: logging.Logger, seen: dict[str, float]
+) -> DaemonIterator:
+    """Queues what has been left for long.
+
+    Args:
+        context: Dagster's.
+        logger: told of each.
+        seen: when this process has seen each that is left for the first time. Not the time of its
+            creation: after an outage that is long ago, and what has created it is about to go on.
+    """
+    left = [
+        run.run_id
+        for run in context.instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.NOT_STARTED]))
+        if run.remote_job_origin is not None  # else its own process executes it
+    ]
+    now = time.monotonic()
+    first = {run_id: seen.get(run_id, now) for run_id in left}
+    seen.clear()
+    seen.update(first)
+    for run_id in left:
+        if now - seen[run_id] < UNQUEUED_S:
+            continue
+        try:
+            logger.warning("Run %s was created and not queued; it is queued now", run_id)
+            context.instance.submit_run(run_id, context.create_request_context())
+        except Exception:  # noqa: BLE001 – whatever of storage or code, said as Dagster does
+            yield DaemonErrorCapture.process_exception(
+                sys.exc_info(), logger=logger, log_message=f"Run {run_id} cannot be queued"
+            )
+
+
 if __name__ == "__main__":
     shorten_loops()
     remember_execution_plans()
+    queue_forgotten_runs()
     main()

@@ -40,7 +40,7 @@ def suffer(world: World, fault: Fault) -> Account:
     if fault.loaded and not world.announcing():
         world.row.trouble.append("no event arrived any more when the fault was over")
     world.look_at_files()
-    world.wait_for("all is settled", lambda: not world.unsettled(before), SETTLED_S)
+    world.wait_until_settled(before, SETTLED_S)
     recovered_s = time.monotonic() - over
     world.wait_for_rest(SETTLED_S)
     account = world.account(fault.expected, recovered_s)

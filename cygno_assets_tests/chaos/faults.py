@@ -236,8 +236,7 @@ def _answering_for_ever(answer: Callable[[Download], None]) -> Callable[[World],
         with world.store.answering(answer, world.row.hit, _is_chosen):
             world.wait_for("all are announced", lambda: not world.announcing(), 60)
             # Not from the witness alone: it may be a moment behind.
-            events = world.truly_announced()
-            world.wait_for("all is settled", lambda: not world.unsettled(events), SETTLED_S)
+            world.wait_until_settled(world.truly_announced(), SETTLED_S)
 
     return does
 

@@ -293,6 +293,18 @@ class World:
         self.stack.keep_alive()
         self.others.look([self.daq_nats.service, self.s3.service])
 
+    def wait_until_settled(self, events: Iterable[str], timeout_s: float) -> None:
+        """Waits until each of these is made or has failed for good; else the row is bad."""
+        left: set[str] = set()
+
+        def settled() -> bool:
+            nonlocal left
+            left = self.unsettled(events)
+            return not left
+
+        if not self.wait_for("all is settled", settled, timeout_s):
+            self.row.trouble[-1] += f", for {len(left)} events are not; {self._state_of(min(left))}"
+
     def wait_for_rest(self, timeout_s: float) -> None:
         """Waits until nothing is on its way any more; if that takes too long, the row is bad."""
         why = ""
@@ -304,6 +316,16 @@ class World:
 
         if not self.wait_for("all is at rest", at_rest, timeout_s):
             self.row.trouble[-1] += f", for {why}"
+
+    def _state_of(self, event: str) -> str:
+        """Whatever is known of an event that nothing comes of."""
+        waits = waiting_to_be_made_again(self.instance).get(event)
+        runs = [
+            f"{record.dagster_run.run_id} {record.dagster_run.status.value} since "
+            f"{record.update_timestamp:%H:%M:%S} {record.dagster_run.tags}"
+            for record in self.instance.get_run_records(RunsFilter(tags={PARTITION_TAG: event}))
+        ]
+        return f"{event}: waits to be made again: {waits}; runs: {runs}; {self.under_way()}"
 
     def under_way(self) -> str:
         """What is, of all that was announced; an empty text if nothing is."""

@@ -97,7 +97,7 @@ class System:
         )
 
     def new_daemon(self) -> Service:
-        return self._service("daemon", "dagster._daemon", "run", "-w", self._workspace)
+        return self._service("daemon", "cygno_assets.engine.daemon", "run", "-w", self._workspace)
 
     def __enter__(self) -> Self:
         self.code_server.start().wait_ready(

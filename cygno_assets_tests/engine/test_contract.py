@@ -23,6 +23,7 @@ from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorag
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
 from dagster._daemon import backfill, controller, sensor
+from dagster._daemon.daemon import MonitoringDaemon
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.impl import core_execute_run
 from dagster._utils.interrupts import capture_interrupts
@@ -74,6 +75,7 @@ def changed(what: str, module: object) -> str:
             ],
             daemon,
         ),
+        (MonitoringDaemon.run_iteration, ["self", "workspace_process_context"], daemon),
         (capture_interrupts, [], warm_launcher),
         (SqliteRunStorage.__init__, ["self", "conn_string", "inst_data"], pooled_sqlite),
         (SqliteRunStorage.connect, ["self"], pooled_sqlite),

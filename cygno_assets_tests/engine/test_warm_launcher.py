@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.utils import make_new_run_id
+from dagster._record import copy
 
 from cygno_assets_tests.engine.system import System
 from cygno_assets_tests.wire import wait_until
@@ -230,3 +233,22 @@ def test_a_daemon_that_is_killed_takes_its_workers_along_and_the_runs_are_run_ag
             return [one["status"] for one in answer["runsOrError"]["results"]]
 
         wait_until("it runs again", lambda: again() == ["STARTED"], 60)
+
+
+def test_a_run_that_was_created_and_not_queued_is_executed(tmp_path: Path) -> None:
+    """As one is left by a database that is away between the two."""
+    with System(tmp_path) as system:
+        system.daemon.stop()
+        like = system.launch("quick_job")
+        forgotten = make_new_run_id()
+        with DagsterInstance.from_config(str(system.home)) as instance:
+            run = instance.get_run_by_id(like)
+            assert run is not None
+            instance.run_storage.add_run(
+                copy(run, run_id=forgotten, status=DagsterRunStatus.NOT_STARTED)
+            )
+        system.daemon = system.new_daemon().start()
+        assert system.ends(like) == "SUCCESS"
+        assert system.status(forgotten) == "NOT_STARTED", "whoever created it may be about to go on"
+        assert system.ends(forgotten) == "SUCCESS"
+        assert sum("Executed by" in message for message in system.messages(forgotten)) == 1
