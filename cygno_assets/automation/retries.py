@@ -30,6 +30,7 @@ from cygno_assets.names import (
     FAILED_EVENTS,
     LIVE_TAG,
     PARTITION_TAG,
+    PREPROCESSED_TENSOR,
     SEQUENCE_TAG,
 )
 from cygno_assets.records.cursors import passed_over
@@ -38,7 +39,6 @@ from cygno_assets.records.history import (
     attempt_of,
     events_of,
     failures_after,
-    materialized_events,
     may_pass,
     newest_failure,
     retried_by_dagster,
@@ -47,6 +47,7 @@ from cygno_assets.records.history import (
     unfinished_runs,
     was_retried,
 )
+from cygno_assets.records.made import newest_of
 from cygno_assets.settings import Settings
 
 _EVERY_S = 5
@@ -161,7 +162,7 @@ def build_failed_events_sensor(settings: Settings) -> SensorDefinition:
         # In this order: what ends in between is found materialized.
         unfinished = unfinished_runs(context.instance)
         running = events_of(unfinished)
-        done = materialized_events(context.instance, due)
+        done = newest_of(context.instance, PREPROCESSED_TENSOR, due)
         room = settings.max_unfinished_live_runs - sum(LIVE_TAG in run.tags for run in unfinished)
         requests: list[RunRequest] = []
         for event in due:

@@ -23,17 +23,17 @@ from dagster import (
 
 from cygno_assets.automation.jobs import live_event_job
 from cygno_assets.daq.inbox import Inbox, StoredMessage, StreamState
-from cygno_assets.names import DAQ_EVENTS, LIVE_TAG, SEQUENCE_TAG
+from cygno_assets.names import DAQ_EVENTS, LIVE_TAG, PREPROCESSED_TENSOR, SEQUENCE_TAG
 from cygno_assets.partitions import daq_event_partitions
 from cygno_assets.records.cursors import waiting_to_be_made_again
 from cygno_assets.records.history import (
     about_to_be_retried,
     events_of,
-    materialized_events,
     newest_runs,
     sequence_of,
     unfinished_runs,
 )
+from cygno_assets.records.made import newest_of
 
 if TYPE_CHECKING:
     from cygno_assets.settings import Settings
@@ -164,7 +164,7 @@ def build_daq_events_sensor(settings: "Settings") -> SensorDefinition:
         if announced:
             waiting = waiting_to_be_made_again(context.instance).keys() & announced.keys()
             running = _running(context.instance) & announced.keys()
-        done = materialized_events(context.instance, announced)
+        done = newest_of(context.instance, PREPROCESSED_TENSOR, announced)
         busy = (waiting | running) - done.keys()
         free = [event for event in announced if event not in busy and event not in done]
         # What was passed over may have been seen, for a run looks for more before it fails.

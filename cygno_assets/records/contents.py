@@ -9,24 +9,22 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from dagster import AssetKey, AssetRecordsFilter
-
 from cygno_assets.daq.announcement import md5_in
 from cygno_assets.daq.download import content_md5
 from cygno_assets.names import PREPROCESSED_TENSOR, RAW_IMAGE
 from cygno_assets.records.history import events_of, unfinished_runs
+from cygno_assets.records.made import newest_of
 from cygno_assets.records.reconciliation import MEANINGS, Difference
 from cygno_assets.storage.io_managers import TensorIOManager
 from cygno_assets.storage.locations import file_names, read_if_there
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from dagster import DagsterInstance
+    from dagster import AssetKey, DagsterInstance
     from upath import UPath
 
 _AT_ONCE = 500
-_VERSION_TAG = "dagster/data_version"
 
 
 def damaged(instance: DagsterInstance, root: UPath) -> list[Difference]:
@@ -64,34 +62,14 @@ def _wrong(
     def wrong_of(events: Sequence[str]) -> Iterator[str]:
         for first in range(0, len(events), _AT_ONCE):
             some = events[first : first + _AT_ONCE]
-            versions = _versions(instance, asset, some)
+            made = newest_of(instance, asset, some)
             for event in some:
                 data = read_if_there(folder / names[event])
-                if data is not None and not is_right(data, event, versions.get(event)):
+                version = made[event].version if event in made else None
+                if data is not None and not is_right(data, event, version):
                     yield event
 
     return list(wrong_of(list(wrong_of(sorted(names)))))
-
-
-def _versions(
-    instance: DagsterInstance, asset: AssetKey, events: Sequence[str]
-) -> Mapping[str, str]:
-    """The data version of each event's newest materialization, as far as there is any."""
-    found: dict[str, str] = {}
-    after: str | None = None
-    while True:
-        page = instance.fetch_materializations(
-            AssetRecordsFilter(asset_key=asset, asset_partitions=list(events)),
-            limit=_AT_ONCE,
-            cursor=after,
-        )
-        for record in page.records:  # the newest first
-            made = record.asset_materialization
-            if made is not None and made.partition and made.tags and _VERSION_TAG in made.tags:
-                found.setdefault(made.partition, made.tags[_VERSION_TAG])
-        if not page.has_more:
-            return found
-        after = page.cursor
 
 
 def _is_image(data: bytes, event: str, version: str | None) -> bool:

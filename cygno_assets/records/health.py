@@ -35,12 +35,11 @@ from cygno_assets.records.history import (
     failed_for_good,
     failure_kind,
     makes_event,
-    materialized_events,
     sequence_of,
     unfinished_runs,
 )
 from cygno_assets.records.losses import Losses, losses
-from cygno_assets.records.made import newest_made
+from cygno_assets.records.made import newest_made, newest_of
 from cygno_assets.settings import SettingsError
 from cygno_assets.storage.locations import data_folder
 
@@ -440,7 +439,7 @@ def _failed(
             continue
         if failed_for_good(run):
             kinds[event] = failure_kind(run)
-    made = materialized_events(instance, kinds)
+    made = newest_of(instance, PREPROCESSED_TENSOR, kinds)
     return dict(sorted(Counter(kind for event, kind in kinds.items() if event not in made).items()))
 
 

@@ -1,4 +1,4 @@
-"""What Dagster knows: what is materialized, what runs, what failed and why."""
+"""What Dagster knows of runs: which there are, what failed and why, how far the training set is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from dagster import (
-    AssetRecordsFilter,
     DagsterEventType,
     DagsterRunStatus,
     RunsFilter,
@@ -47,35 +46,6 @@ _UNFINISHED = [
 _PAGE = 1000
 RETRIED_WITHIN = timedelta(minutes=2)
 """So soon after a process died Dagster runs again what it executed, or not at all."""
-
-
-def materialized_events(instance: DagsterInstance, events: Collection[str]) -> dict[str, float]:
-    """Which of these events have a tensor, with the latency in s of its newest materialization.
-
-    The latency, from acquisition to tensor, is NaN where the announcement was gone.
-    """
-    found: dict[str, float] = {}
-    after: str | None = None
-    while events:
-        page = instance.fetch_materializations(
-            AssetRecordsFilter(asset_key=PREPROCESSED_TENSOR, asset_partitions=list(events)),
-            limit=_PAGE,
-            cursor=after,
-        )
-        for record in page.records:  # the newest first
-            materialization = record.asset_materialization
-            if materialization is None or record.partition_key is None:
-                continue
-            latency = materialization.metadata.get("latency_s")
-            seconds = latency.value if latency is not None else None
-            found.setdefault(
-                record.partition_key,
-                float(seconds) if isinstance(seconds, int | float) else float("nan"),
-            )
-        if not page.has_more:
-            break
-        after = page.cursor
-    return found
 
 
 def unfinished_runs(instance: DagsterInstance) -> list[DagsterRun]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 _EVENTS_AT_ONCE = 500
+_VERSION_TAG = "dagster/data_version"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Made:
         run_id: of the run that made it.
         timestamp: when, in seconds since 1970.
         metadata: its values by label; of a time, seconds since 1970.
+        version: its data version.
     """
 
     event_id: str
@@ -38,6 +40,7 @@ class Made:
     run_id: str
     timestamp: float
     metadata: Mapping[str, Any]
+    version: str | None = None
 
 
 def made_since(
@@ -127,6 +130,7 @@ def _made(record: EventLogRecord) -> Made | None:
         run_id=record.run_id,
         timestamp=record.timestamp,
         metadata={label: _plain(entry.value) for label, entry in materialization.metadata.items()},
+        version=(materialization.tags or {}).get(_VERSION_TAG),
     )
 
 

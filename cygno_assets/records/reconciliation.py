@@ -25,12 +25,12 @@ from cygno_assets.records.history import (
     failure_kind,
     failures_after,
     makes_event,
-    materialized_events,
     may_pass,
     retried_by_dagster,
     unfinished_runs,
 )
 from cygno_assets.records.losses import Losses, losses
+from cygno_assets.records.made import newest_of
 from cygno_assets.storage.event_tables import FAILED, states_of
 from cygno_assets.storage.locations import file_names
 
@@ -164,9 +164,7 @@ def still_to_make(
     # In this order: what ends in between is found materialized.
     busy = events_of([*unfinished_runs(instance), *about_to_be_retried(instance)])
     unmade = [one.event_id for one in differences if one.what not in _MADE]
-    made: set[str] = set()
-    for first in range(0, len(unmade), _AT_ONCE):
-        made |= materialized_events(instance, unmade[first : first + _AT_ONCE]).keys()
+    made = newest_of(instance, PREPROCESSED_TENSOR, unmade).keys()
     return [one for one in differences if one.event_id not in busy | made]
 
 

@@ -42,21 +42,19 @@ class Progress:
 
     def update(self, instance: DagsterInstance, new_events: Iterable[str]) -> None:
         """Asks Dagster what became of the events that are not materialized yet."""
-        from cygno_assets.records.history import (
-            events_of,
-            failed_events,
-            materialized_events,
-            unfinished_runs,
-        )
+        from cygno_assets.names import PREPROCESSED_TENSOR
+        from cygno_assets.records.history import events_of, failed_events, unfinished_runs
+        from cygno_assets.records.made import newest_of
 
         self.pending |= set(new_events)
         unfinished = self.pending | self.failed.keys()
         # In this order, for a run that ends in between must not look like none.
         failed = failed_events(instance, unfinished)
         running = events_of(unfinished_runs(instance)) if failed else set()
-        materialized = materialized_events(instance, unfinished)
+        materialized = newest_of(instance, PREPROCESSED_TENSOR, unfinished)
         self.materialized += len(materialized)
-        self.latencies_s.extend(s for s in materialized.values() if not math.isnan(s))
+        latencies = (made.metadata.get("latency_s") for made in materialized.values())
+        self.latencies_s.extend(filter(None, latencies))  # none if the announcement was gone
         self.failed = {
             event: reason
             for event, reason in failed.items()
