@@ -23,6 +23,7 @@ from dagster_celery.launcher import CeleryRunLauncher
 
 from .code_digest import code_digest
 from .pooled_postgres import holds_of
+from .run_ends import gone
 from .urgency import is_background
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class HeldRunLauncher(CeleryRunLauncher):
         """Whether a process holds a run that has started."""
         if holds_of(self._instance).is_held(run.run_id):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "the process that executed it is gone")
+        return gone(self._instance, run)
 
     def get_run_worker_debug_info(
         self,

@@ -25,6 +25,7 @@ from dagster._utils import send_interrupt
 from .celery_launcher import BACKGROUND_QUEUE, LIVE_QUEUE, TASK, HeldRunLauncher
 from .code_digest import code_digest
 from .pooled_postgres import holds_of
+from .run_ends import GONE, end_run
 from .worker import NOT_HERE, as_it_was, execute, keep_loaded
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class _Runs:
         if run is None or run.is_finished:
             return False
         if run.status == DagsterRunStatus.STARTED:
-            instance.report_run_failed(run, "The process that executed it is gone.")
+            end_run(instance, run, GONE)
             return False
         if code != self._code:
             self._refuse(instance, run, code)

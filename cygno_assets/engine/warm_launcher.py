@@ -25,6 +25,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from .pool import Died, Finished, Limits, Pool
+from .run_ends import end_run, gone
 from .urgency import is_background, priority_of
 from .worker import NOT_HERE, serve
 
@@ -192,7 +193,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
         if _is_taken_by_default(run):
             # It knows no more; a run's process that ends early is told of by its code server.
             return CheckRunHealthResult(WorkerStatus.RUNNING, "a process of Dagster's own launcher")
-        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "the process that executed it is gone")
+        return gone(self._instance, run)
 
     def dispose(self) -> None:
         """Lets runs under way finish, then ends the processes."""
@@ -287,7 +288,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
             if run.status == DagsterRunStatus.CANCELING:
                 self._instance.report_run_canceled(run, f"Canceled: {outcome.reason}.")
             else:
-                self._instance.report_run_failed(run, f"The run did not end: {outcome.reason}.")
+                end_run(self._instance, run, f"The run did not end: {outcome.reason}.")
         elif outcome.value == NOT_HERE:
             self._default.launch_run(LaunchRunContext(dagster_run=run, workspace=workspace))
 

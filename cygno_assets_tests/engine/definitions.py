@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from dagster import (
+    DagsterEvent,
     Definitions,
     DynamicPartitionsDefinition,
     OpExecutionContext,
@@ -89,6 +90,16 @@ def naps(context: OpExecutionContext) -> None:
 
 
 @op
+def stops_when_all_is_done(context: OpExecutionContext) -> None:
+    def job_success(*_: object) -> None:
+        note(context, "all is done")
+        time.sleep(120)
+
+    # For ever: its process is to be killed.
+    DagsterEvent.job_success = staticmethod(job_success)
+
+
+@op
 def is_stuck_in_c(context: OpExecutionContext) -> None:
     note(context, "started")
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # signals are handled when it returns
@@ -154,6 +165,7 @@ defs = Definitions(
     jobs=[
         *(job_of(one) for one in (quick, prints, fails, exits, crashes, uses_much_memory, sleeps)),
         *(job_of(one) for one in (naps, is_stuck_in_c, leaves_traces, looks_for_traces)),
+        job_of(stops_when_all_is_done),
         job_of(exits_once, tags={"dagster/max_retries": "2"}),
         *(job_of(one, "in_processes_job", multiprocess_executor) for one in (naps, sleeps)),
     ],

@@ -103,6 +103,16 @@ def test_a_run_whose_process_died_is_retried(system: System) -> None:
     wait_until("the retry succeeds", lambda: retried() == ["SUCCESS"], 90)
 
 
+def test_a_run_whose_process_died_when_all_was_done_is_a_success(system: System) -> None:
+    """Its process is killed between the last step's end and the run's."""
+    run = system.launch("stops_when_all_is_done_job")
+    assert system.noted(run) == "all is done"
+    psutil.Process(pid_of(system, run)).kill()
+    assert system.ends(run) == "SUCCESS"
+    why = "The run did not end: its process was killed by SIGKILL. All of its steps had succeeded."
+    assert why in system.messages(run)
+
+
 @pytest.mark.parametrize("job", ["sleeps_job", "is_stuck_in_c_job"])
 def test_a_run_under_way_is_stopped_from_the_web_ui(system: System, job: str) -> None:
     run = system.launch(job)
@@ -212,8 +222,10 @@ def test_a_daemon_that_is_killed_takes_its_workers_along_and_the_runs_are_run_ag
 ) -> None:
     with System(tmp_path, more={"run_retries": {"enabled": True, "max_retries": 2}}) as system:
         run = system.launch("sleeps_job")
+        done = system.launch("stops_when_all_is_done_job", **{"dagster/priority": "-1"})
         waiting = system.launch("quick_job")
         assert system.noted(run) == "started"
+        assert system.noted(done) == "all is done"
         wait_until("the other is handed over", lambda: system.status(waiting) == "STARTING")
         workers = system.workers()
         assert workers
@@ -223,6 +235,7 @@ def test_a_daemon_that_is_killed_takes_its_workers_along_and_the_runs_are_run_ag
         system.daemon = system.new_daemon().start()
         assert system.ends(waiting, 90) == "SUCCESS"
         assert system.ends(run, 90) == "FAILURE"
+        assert system.ends(done, 90) == "SUCCESS"
 
         def again() -> list[str]:
             answer = system.ui.ask(

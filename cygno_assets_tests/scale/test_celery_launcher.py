@@ -161,6 +161,17 @@ def test_a_run_whose_process_died_is_retried(system: CelerySystem) -> None:
 
 
 @pytest.mark.usefixtures("worker")
+def test_a_run_whose_process_died_when_all_was_done_is_a_success(system: CelerySystem) -> None:
+    """Its process is killed between the last step's end and the run's."""
+    run = system.launch("stops_when_all_is_done_job")
+    assert system.noted(run) == "all is done"
+    psutil.Process(pid_of(system, run)).kill()
+    assert system.ends(run) == "SUCCESS"
+    why = "The process that executed it is gone. All of its steps had succeeded."
+    assert why in system.messages(run)
+
+
+@pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("job", ["sleeps_job", "is_stuck_in_c_job"])
 def test_a_run_under_way_is_stopped_from_the_web_ui(system: CelerySystem, job: str) -> None:
     run = system.launch(job)
