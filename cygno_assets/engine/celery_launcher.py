@@ -23,7 +23,7 @@ from dagster_celery.launcher import CeleryRunLauncher
 
 from .code_digest import code_digest
 from .pooled_postgres import holds_of
-from .run_ends import gone
+from .run_ends import health_without_process
 from .urgency import is_background
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class HeldRunLauncher(CeleryRunLauncher):
         """Whether a process holds a run that has started."""
         if holds_of(self._instance).is_held(run.run_id):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return gone(self._instance, run)
+        return health_without_process(self._instance, run)
 
     def get_run_worker_debug_info(
         self,

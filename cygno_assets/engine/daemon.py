@@ -1,7 +1,7 @@
 """Dagster's daemon, quicker for many small runs: `python -m …engine.daemon run -w workspace.yaml`.
 
 The one place where Dagster's own code is changed, in three points. Started as `dagster-daemon`, all
-is the same but slower.
+is the same but slower, in the third point by minutes.
 
 Its sensor loop comes round every 5 s, of which an event waits half on average, and its backfill
 loop every 30 s, twice in each backfill; no setting shortens them. How often a sensor is evaluated
@@ -11,8 +11,8 @@ For each run that a sensor requests, the daemon asks the code server for the pla
 one state of the code, a job and a configuration, the answer is always the same.
 
 A run is created, and then queued. If the database is away for that moment, or what creates it ends,
-nothing queues it any more; Dagster fails it when the time is over that a run may take to start,
-which is half an hour (dagster.yaml), and its event waits as long.
+nothing queues it any more. Dagster fails it after dagster.yaml's `start_timeout_seconds`, half an
+hour, which runs that wait for a worker need; its event waits as long.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ GONE = "The process that executed it is gone."
 _ENDED_WELL = {StepEventStatus.SUCCESS, StepEventStatus.SKIPPED}
 
 
-def gone(instance: DagsterInstance, run: DagsterRun) -> CheckRunHealthResult:
-    """What is told of the health of a started run that no process executes: Dagster fails it.
+def health_without_process(instance: DagsterInstance, run: DagsterRun) -> CheckRunHealthResult:
+    """The health of a started run that no process executes; ends it if all of it is done.
 
-    If it is ended here, Dagster sees that, and lets it be.
+    Dagster's monitoring fails a run of this health, but looks once more whether it has ended.
 
     Args:
         instance: Dagster's.

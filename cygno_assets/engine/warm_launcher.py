@@ -25,7 +25,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from .pool import Died, Finished, Limits, Pool
-from .run_ends import end_run, gone
+from .run_ends import end_run, health_without_process
 from .urgency import is_background, priority_of
 from .worker import NOT_HERE, serve
 
@@ -193,7 +193,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
         if _is_taken_by_default(run):
             # It knows no more; a run's process that ends early is told of by its code server.
             return CheckRunHealthResult(WorkerStatus.RUNNING, "a process of Dagster's own launcher")
-        return gone(self._instance, run)
+        return health_without_process(self._instance, run)
 
     def dispose(self) -> None:
         """Lets runs under way finish, then ends the processes."""

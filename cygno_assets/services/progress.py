@@ -54,7 +54,8 @@ class Progress:
         materialized = newest_of(instance, PREPROCESSED_TENSOR, unfinished)
         self.materialized += len(materialized)
         latencies = (made.metadata.get("latency_s") for made in materialized.values())
-        self.latencies_s.extend(filter(None, latencies))  # none if the announcement was gone
+        # There is none where the announcement was gone.
+        self.latencies_s.extend(seconds for seconds in latencies if seconds is not None)
         self.failed = {
             event: reason
             for event, reason in failed.items()

@@ -54,7 +54,7 @@ def announcing(url: str, payloads: list[bytes], rate_hz: float) -> Iterator[thre
 
 
 def stored_at_least(url: str, number: int) -> None:
-    wait_until(f"{number} are stored", lambda: len(stored_payloads(url)) >= number, 300)
+    wait_until(f"{number} are stored", lambda: len(stored_payloads(url)) >= number)
 
 
 # --- two side by side
