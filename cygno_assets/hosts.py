@@ -196,4 +196,5 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _shown(host: str) -> str:
+    host = without_secrets(host)  # it need not be one
     return repr(host if len(host) <= _SHOWN else host[:_SHOWN] + "…")

@@ -416,6 +416,8 @@ ROWS: list[Live | TrainingSet | Start] = [
     url("field 'url' holds a user name or password", "https://minio@169.254.169.254/x.jpg"),
     url("field 'url' names no plain host[:port]", "https://minio\\.evil.example/x.jpg"),
     url("field 'url' names no plain host[:port]", "https://%31%32%37.0.0.1/x.jpg"),
+    url("host[:port]: '…@minio'", "https://anna%3Ahunter2%40minio/x.jpg"),
+    url("host[:port]: 'minio&?…'", "https://minio&X-Amz-Signature=c0ffee/x.jpg"),
     url("field 'url' names a host in letters beyond ASCII", "https://mini\u00f6.example/x.jpg"),
     url("field 'url' names a host in letters beyond ASCII", "https://\u2460\u2461\u2466.0.0.1/x"),
     url("field 'url' writes an address in an odd form: '127.1'", "https://127.1/x.jpg"),

@@ -205,6 +205,7 @@ def test_what_is_after_a_question_mark_is_never_printed(text: str, query: str) -
         ("https://anna:hun?ter2@minio/x", "…"),
         (r"https:\/\/a:b\u0040minio\/x\u003Fa=\"b", r"…@minio\/x?…"),
         ("x.jpg;x-amz-signature=c0ffee", "x.jpg;?…"),
+        ("anna%3Ahunter2%40minio", "…@minio"),
         ("nothing secret, 100 %", "nothing secret, 100 %"),
     ],
 )

@@ -137,14 +137,15 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
     ) -> "tuple[tuple[StoredMessage, Announcement], bytes]":
         """Downloads by the newest announcement, then by those before it and those that come.
 
-        The newest need not be the best, nor even the DAQ's.
+        The newest need not be the best, nor even the DAQ's, nor need any but the oldest.
         """
         newest = inbox.newest_announcement(event_id)
         failed: dict[int, tuple[StoredMessage, _Useless]] = {}
         away: dict[str, RetriableDownloadError] = {}
         asked, waiting = 0, [] if newest is None else [newest]
         while waiting and asked < _MAX_ASKED:
-            message = waiting.pop()
+            # The last place is the oldest's: nobody can announce a name before the DAQ has made it.
+            message = waiting.pop(0 if asked == _MAX_ASKED - 1 else -1)
             try:
                 announcement = read(message)
                 if announcement.source in away:  # another signature would not bring it back
@@ -220,7 +221,7 @@ def build_live_assets(settings: "Settings") -> list[AssetSpec | AssetsDefinition
             image = decode(data)
         except ImageError as error:
             raise _useless(context, event_id, error) from None
-        except InboxUnavailableError as error:
+        except (InboxUnavailableError, SettingsError) as error:
             raise _may_pass(context, "no_inbox", f"{event_id}: {error}") from None
         except StoreRefusedError as error:
             raise _may_pass(context, "storage_refused", f"{event_id}: {error}") from None

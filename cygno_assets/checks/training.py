@@ -7,6 +7,7 @@ from dagster import (
     AssetChecksDefinition,
     AssetCheckSeverity,
     AssetIn,
+    Failure,
     asset_check,
 )
 
@@ -117,7 +118,13 @@ def _of_the_audit(alarm: Alarm) -> AssetChecksDefinition:
 
     @asset_check(asset=TRAINING_AUDIT, name=alarm.name, description=alarm.what)
     def check(training_audit: Any) -> AssetCheckResult:
-        found = training_audit.attrs["alarms"][alarm.name]
+        found = training_audit.attrs["alarms"].get(alarm.name)
+        if found is None:
+            raise Failure(
+                f"the audit that is stored knows no alarm {alarm.name!r}: materialize "
+                "training_audit again",
+                allow_retries=False,
+            )
         offenders = training_audit[training_audit["alarm"] == alarm.name]
         details = offenders["path"] + ": " + offenders["detail"]
         return AssetCheckResult(

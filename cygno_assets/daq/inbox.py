@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -543,12 +543,16 @@ def _stored(
     sequence: int | None, subject: str | None, payload: bytes | None, headers: Any
 ) -> StoredMessage:
     headers, payload = headers or {}, payload or b""
-    received = headers.get(RECEIVED_HEADER)
+    size, received = len(payload), None
+    with suppress(KeyError, ValueError):  # not there, or not written by us
+        size = int(headers[SIZE_HEADER])
+    with suppress(KeyError, ValueError, OverflowError):
+        received = datetime.fromisoformat(headers[RECEIVED_HEADER]).astimezone(UTC)
     return StoredMessage(
         sequence=sequence or 0,
         subject=subject or "",
         payload=payload,
-        size=int(headers.get(SIZE_HEADER, len(payload))),
-        received=None if received is None else datetime.fromisoformat(received).astimezone(UTC),
+        size=size,
+        received=received,
         reason=headers.get(REASON_HEADER),
     )

@@ -66,6 +66,9 @@ _WAITING_BYTES = 1024**3
 _BATCH_BYTES = 8 * 1024**2
 _REASON_MAX = 500
 _ID = "Nats-Msg-Id"
+_LOOKED_AT = 20
+"""Announcements of an event that are looked through for one: who floods an event with more has it
+stored again, which does no harm."""
 
 
 @dataclass
@@ -474,7 +477,7 @@ class Recorder:
     async def _store(
         self, jetstream: JetStreamContext, outgoing: _Outgoing, most_bytes: int
     ) -> bool:
-        """Stores one message; returns whether it, or a newer one of its event, was there before."""
+        """Stores one message; returns whether it was there before."""
         if outgoing.may_be_stored and await self._is_stored(jetstream, outgoing):
             return True
         payload, headers = outgoing.message.data, dict(outgoing.headers)
@@ -486,14 +489,23 @@ class Recorder:
         return bool(ack.duplicate)
 
     async def _is_stored(self, jetstream: JetStreamContext, outgoing: _Outgoing) -> bool:
-        """Whether the event has this announcement, or a newer one, which must remain the newest."""
+        """Whether its event has this announcement already.
+
+        A later one tells nothing: anybody may have sent it, and this one be known to us alone.
+        """
         if outgoing.event is None:
             return False
-        try:
-            newest = await jetstream.get_last_msg(inbox.STREAM, outgoing.subject, direct=True)
-            return self._parse(newest.data or b"").acquired >= outgoing.event.acquired
-        except (NotFoundError, NotAnEventError):  # the latter by settings that have changed since
-            return False
+        sequence = 0
+        with suppress(NotFoundError):
+            for _ in range(_LOOKED_AT):
+                kept = await jetstream.get_msg(
+                    inbox.STREAM, sequence + 1, outgoing.subject, direct=True, next=True
+                )
+                sequence = kept.seq or 0
+                with suppress(NotAnEventError):  # by settings that have changed since
+                    if self._parse(kept.data or b"").message_id == outgoing.event.message_id:
+                        return True
+        return False
 
     def _count(self, outgoing: _Outgoing, *, repeated: bool) -> None:
         if repeated:

@@ -32,7 +32,7 @@ from dagster._serdes import serialize_value
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from dagster import DagsterInstance
     from dagster._core.execution.plan.state import KnownExecutionState
@@ -86,7 +86,7 @@ def remember_execution_plans() -> None:
 def queue_forgotten_runs() -> None:
     """Has Dagster's monitoring of runs queue those that were created, and left."""
     look = MonitoringDaemon.run_iteration
-    seen: dict[str, float] = {}
+    seen = _Left()
 
     @functools.wraps(look)
     def run_iteration(
@@ -98,29 +98,36 @@ def queue_forgotten_runs() -> None:
     MonitoringDaemon.run_iteration = run_iteration  # type: ignore[method-assign,assignment]  # Dagster's own
 
 
-def _queue_forgotten_runs(
-    context: IWorkspaceProcessContext[Any], logger: logging.Logger, seen: dict[str, float]
-) -> DaemonIterator:
-    """Queues what has been left for long.
+class _Left:
+    """Which runs are left, and for how long this process has seen them so without a break.
 
-    Args:
-        context: Dagster's.
-        logger: told of each.
-        seen: when this process has seen each that is left for the first time. Not the time of its
-            creation: after an outage that is long ago, and what has created it is about to go on.
+    Not since their creation: after an outage of the database, or while all of us stood still, that
+    is long ago, and what has created them is about to go on.
     """
+
+    def __init__(self) -> None:
+        self._first: dict[str, float] = {}
+        self._looked = 0.0
+
+    def for_long(self, left: Collection[str]) -> list[str]:
+        """Those of them that have been left for UNQUEUED_S."""
+        now = time.monotonic()
+        if now - self._looked > UNQUEUED_S:
+            self._first.clear()
+        self._looked = now
+        self._first = {run_id: self._first.get(run_id, now) for run_id in left}
+        return [run_id for run_id, first in self._first.items() if now - first >= UNQUEUED_S]
+
+
+def _queue_forgotten_runs(
+    context: IWorkspaceProcessContext[Any], logger: logging.Logger, seen: _Left
+) -> DaemonIterator:
     left = [
         run.run_id
         for run in context.instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.NOT_STARTED]))
         if run.remote_job_origin is not None  # else its own process executes it
     ]
-    now = time.monotonic()
-    first = {run_id: seen.get(run_id, now) for run_id in left}
-    seen.clear()
-    seen.update(first)
-    for run_id in left:
-        if now - seen[run_id] < UNQUEUED_S:
-            continue
+    for run_id in seen.for_long(left):
         try:
             logger.warning("Run %s was created and not queued; it is queued now", run_id)
             context.instance.submit_run(run_id, context.create_request_context())

@@ -12,10 +12,10 @@ from bisect import bisect
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Split = Literal["train", "validation", "test"]
 
@@ -59,17 +59,18 @@ class SplitSpec:
         check_edges(self.energy_fold_edges_kev)
 
     @cached_property
-    def hash(self) -> str:
-        """Twelve hexadecimal digits that stand for exactly this rule.
-
-        5 and 5.0 are the same edge and hash alike, and so do shares.
-        """
-        numbers = asdict(self) | {
+    def rule(self) -> Mapping[str, Any]:
+        """The rule as plain values; 5 and 5.0 are the same edge here, and so are shares."""
+        return asdict(self) | {
             "validation_share": float(self.validation_share),
             "test_share": float(self.test_share),
             "energy_fold_edges_kev": [float(edge) for edge in self.energy_fold_edges_kev],
         }
-        text = json.dumps(numbers, sort_keys=True)
+
+    @cached_property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that stand for exactly this rule."""
+        text = json.dumps(self.rule, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @cached_property

@@ -26,6 +26,9 @@ FULL_SCALE_ADU = 255
 _SD_OF_MAD = 1.4826
 """Standard deviation of a normal distribution by its median absolute deviation: 1 / Φ⁻¹(3/4)
 (P. J. Rousseeuw and C. Croux, J. Am. Stat. Assoc. 88 (1993) 1273)."""
+_LEAST_SD_ADU = 12**-0.5 / BLOCK_PX
+"""Standard deviation of a square's mean by rounding alone, which is 1/√12 of a pixel's step, 1 ADU:
+the squares of a flat image differ by less, and are no more exact than that."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,9 @@ def find_track(pixels: NDArray[np.uint8], half_width: int) -> Track:
     """Finds the squares that stand out from an image's noise.
 
     A square is bright if its mean is more than BRIGHT_SD robust standard deviations (of the
-    median absolute deviation) above the median of all squares. Squares are counted from the
-    crop's corner, so none lies across its edge unless the crop's side is no multiple of BLOCK_PX;
-    then those that do count as inside and at the edge.
+    median absolute deviation, and no less than rounding's) above the median of all squares.
+    Squares are counted from the crop's corner, so none lies across its edge unless the crop's side
+    is no multiple of BLOCK_PX; then those that do count as inside and at the edge.
 
     Args:
         pixels: (rows, columns), in ADU; rows and columns at least 2 × half_width.
@@ -97,7 +100,7 @@ def find_track(pixels: NDArray[np.uint8], half_width: int) -> Track:
     if means.size == 0:  # smaller than one square
         return Track(0, 0, 0, int(np.count_nonzero(pixels == FULL_SCALE_ADU)))
     median = np.median(means)
-    sd = _SD_OF_MAD * np.median(np.abs(means - median))
+    sd = max(_SD_OF_MAD * np.median(np.abs(means - median)), _LEAST_SD_ADU)
     bright = means > median + BRIGHT_SD * sd
     side = -(-2 * half_width // BLOCK_PX)
     row, column = first_row // BLOCK_PX, first_column // BLOCK_PX

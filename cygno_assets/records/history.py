@@ -168,17 +168,18 @@ def failed_events(instance: DagsterInstance, events: Collection[str]) -> dict[st
 
     Whether such an event is materialized or running all the same, the caller knows.
     """
-    if not events:
-        return {}
-    runs = instance.get_runs(
-        RunsFilter(
-            tags={PARTITION_TAG: list(events)},
-            statuses=[DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED],
-        )
-    )
+    wanted = sorted(events)
     return {
         run.tags[PARTITION_TAG]: reason_of(instance, run)
-        for run in reversed(runs)  # so that the newest run's reason stays
+        for first in range(0, len(wanted), _PAGE)  # a database takes no list of any length
+        for run in reversed(  # so that the newest run's reason stays
+            instance.get_runs(
+                RunsFilter(
+                    tags={PARTITION_TAG: wanted[first : first + _PAGE]},
+                    statuses=[DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED],
+                )
+            )
+        )
         if failed_for_good(run)
     }
 

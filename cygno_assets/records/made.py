@@ -93,14 +93,16 @@ def newest_made(
     wanted = AssetRecordsFilter(
         asset_key=asset, asset_partitions=None if events is None else list(events)
     )
+    # The last ones wanted may lie far back, or nowhere: not a row at a time.
+    at_once = min(_PAGE, limit) if events is None else _PAGE
     while len(found) < limit:
-        page = instance.fetch_materializations(
-            wanted, limit=min(_PAGE, limit - len(found)), cursor=cursor
-        )
+        page = instance.fetch_materializations(wanted, limit=at_once, cursor=cursor)
         for made in filter(None, map(_made, page.records)):
             if since is not None and made.timestamp <= since:
                 return list(found.values())
             found.setdefault(made.event_id, made)
+            if len(found) == limit:
+                return list(found.values())
         if not page.has_more:
             break
         cursor = page.cursor

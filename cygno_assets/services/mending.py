@@ -195,12 +195,11 @@ def replay_rejected(
             say(f"{message.sequence}  still rejected: {error}")
             still += 1
             continue
-        if _would_be_newest(event, reader, settings):
-            asyncio.run(
-                inbox.store_event(
-                    settings.resolve_inbox_url(), event, message.payload, message.received
-                )
+        asyncio.run(
+            inbox.store_event(
+                settings.resolve_inbox_url(), event, message.payload, message.received
             )
+        )
         reader.delete(message.sequence)
         say(f"{message.sequence}  {event.event_id}")
     return 1 if still else 0
@@ -229,15 +228,6 @@ def _event_in(message: StoredMessage, settings: Settings) -> Announcement:
         timezone=ZoneInfo(settings.daq_timezone),
         names_without_md5=settings.names_without_md5,
     )
-
-
-def _would_be_newest(event: Announcement, reader: inbox.Inbox, settings: Settings) -> bool:
-    """Whether no announcement of the event is as new: a stale URL must not become its newest."""
-    newest = reader.newest_announcement(event.event_id)
-    try:
-        return newest is None or _event_in(newest, settings).acquired < event.acquired
-    except NotAnEventError:  # by settings that have changed since
-        return True
 
 
 def _printable(text: str) -> str:

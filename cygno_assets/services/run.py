@@ -6,7 +6,8 @@ import os
 import secrets
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cygno_assets.daq.inbox import Inbox, InboxUnavailableError
@@ -18,7 +19,7 @@ from cygno_assets.services.stack import running_daq_servers, running_stack
 from cygno_assets.settings import Settings, SettingsError, environment_name, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from dagster import DagsterInstance
@@ -159,9 +160,10 @@ def _follow_demo(
             progress.announced = len(rows)
             with suppress(InboxUnavailableError):  # it is started again
                 progress.recorded = inbox.state().events - recorded_before
-            progress.update(instance, new)
-            training.update(instance)
-            now = f"{progress.line()}  {training.line()}"
+            with _database_may_be_away() as database:
+                progress.update(instance, new)
+                training.update(instance)
+            now = f"{progress.line()}  {training.line()}{database.trouble}"
             line.show(now)
             if events is not None and len(rows) >= events and not progress.pending:
                 if not wait_for_training or training.complete:
@@ -196,7 +198,8 @@ def _follow_up(stack: Stack) -> None:
                 read_to = messages[-1].sequence
             events = [m.event_id for m in messages if m.event_id is not None]
             progress.recorded += len(events)
-            progress.update(instance, events)
+            with _database_may_be_away() as database:
+                progress.update(instance, events)
             counts = _recorder_counts(stack)
             if counts:
                 progress.announced = received_together(counts)
@@ -207,7 +210,7 @@ def _follow_up(stack: Stack) -> None:
                 if any(recorder.daq_connected for recorder in counts)
                 else "  DAQ NOT CONNECTED"
             )
-            line.show(progress.line() + trouble)
+            line.show(progress.line() + trouble + database.trouble)
             pause(_LOOK_EVERY_S)
 
 
@@ -217,6 +220,23 @@ def _recorder_counts(stack: Stack) -> list[RecorderCounts]:
         return stack.recorder_counts()
     except InboxUnavailableError:
         return []
+
+
+@dataclass
+class _Database:
+    """Dagster's, as the live line tells of it."""
+
+    trouble: str = ""
+
+
+@contextmanager
+def _database_may_be_away() -> Iterator[_Database]:
+    """Whoever follows the system also keeps it alive: it must not end with the database."""
+    database = _Database()
+    try:
+        yield database
+    except Exception as error:  # noqa: BLE001 – of SQLAlchemy, its drivers or Dagster
+        database.trouble = f"  NO DATABASE ({type(error).__name__})"
 
 
 def _instance() -> DagsterInstance:

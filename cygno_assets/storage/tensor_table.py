@@ -153,9 +153,13 @@ def _rows(parquet: pq.ParquetFile) -> pd.DataFrame:
 
 
 def _tensors(column: pa.ChunkedArray, side: int) -> NDArray[np.float32]:
-    lists = column.combine_chunks()
+    import pyarrow as pa
+
     # Where `datasets` is imported, pyarrow knows its type and wraps the lists in it.
-    values = getattr(lists, "storage", lists).flatten().flatten().to_numpy()
+    lists = [getattr(chunk, "storage", chunk) for chunk in column.chunks]
+    # Numbers are put together and not lists, which count theirs in 32 bits: 131,000 tensors.
+    numbers = pa.chunked_array([each.flatten().flatten() for each in lists], pa.float32())
+    values = numbers.to_numpy()
     tensors: NDArray[np.float32] = values.reshape(-1, side, side)
     return tensors
 

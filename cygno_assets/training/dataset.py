@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,8 @@ class TrainingSet:
         Raises:
             IndexError: the mask has another length.
         """
+        if len(chosen) != len(self.rows):
+            raise IndexError(f"a mask of {len(chosen)} values for {len(self.rows)} images")
         places = np.flatnonzero(chosen)
         together = places.size and places[-1] - places[0] + 1 == places.size
         tensors = self.tensors[places[0] : places[-1] + 1] if together else self.tensors[places]
@@ -185,6 +188,8 @@ def write_dataset(
         with file.open("r+b") as whole:
             os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
         for cell in cells:
+            if cell.rows.empty:  # of whatever side
+                continue
             if cell.tensors.shape[1:] != (side, side):
                 raise DatasetError(
                     f"{cell.rows['path'].iloc[0]}: its tensor has the shape "
@@ -225,9 +230,10 @@ def write_dataset(
     # Whoever has just read the table before may still open its array; and one that is new may be
     # of somebody who writes at the same time.
     for other in root.glob(f"{NAME}-*.npy"):
-        old = other.stat().st_mtime < time.time() - _KEPT_S
-        if old and other.name not in {array.name, before}:
-            other.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # somebody else has deleted it
+            old = other.stat().st_mtime < time.time() - _KEPT_S
+            if old and other.name not in {array.name, before}:
+                other.unlink()
     return rows
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cygno_assets.physics.ground_truth import RECOIL_TYPES
@@ -26,7 +25,7 @@ def make_manifest(ground_truth: pd.DataFrame, spec: SplitSpec) -> dict[str, Any]
         spec: seed and shares.
 
     Returns:
-        As plain values: `hash` (`splits_hash` of rule and images), `rule` (the SplitSpec),
+        As plain values: `hash` (`splits_hash` of rule and images), `rule` (the SplitSpec's),
         `energy_folds` (name and images by recoil type of each, also of one without images), and
         `images`: path, pixel_sha256, recoil_type, energy_kev, split and energy_fold of each.
         Splits come one after the other; within one, the order is as if shuffled, and the same
@@ -51,10 +50,9 @@ def make_manifest(ground_truth: pd.DataFrame, spec: SplitSpec) -> dict[str, Any]
         )
     )
     counts = Counter((image["energy_fold"], image["recoil_type"]) for image in images)
-    rule = asdict(spec) | {"energy_fold_edges_kev": list(spec.energy_fold_edges_kev)}
     return {
-        "hash": splits_hash(rule, images),
-        "rule": rule,
+        "hash": splits_hash(spec.rule, images),
+        "rule": spec.rule,
         "energy_folds": [
             {"name": fold, "images": {kind: counts[fold, kind] for kind in RECOIL_TYPES.values()}}
             for fold in spec.energy_folds
@@ -67,7 +65,7 @@ def splits_hash(rule: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) ->
     """Stands for exactly these splits.
 
     Args:
-        rule: the SplitSpec, as plain values.
+        rule: the SplitSpec's.
         images: MANIFEST_COLUMNS of each, in the manifest's order.
 
     Returns:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cygno_assets.physics.spec import PreprocessSpec
     from cygno_assets.training.archive import Archive
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Of the pass: raised when the same images would give another result."""
 
 

@@ -178,6 +178,15 @@ def test_an_inbox_that_is_away_is_tried_again(detector: Detector) -> None:
     detector.inbox_url = "nats://127.0.0.1:1"
     result = detector.run("cygno-" + 32 * "0")
     assert "no inbox answers" in reason(result)
+    assert kind(result) == "no_inbox"
+    assert retries(result) == 2
+
+
+def test_without_an_inbox_it_says_what_to_do_and_is_tried_again(detector: Detector) -> None:
+    detector.overrides["inbox_url"] = None
+    result = detector.run("cygno-" + 32 * "0")
+    assert "no inbox runs for" in reason(result)
+    assert kind(result) == "no_inbox"
     assert retries(result) == 2
 
 
@@ -260,15 +269,21 @@ def announce(detector: Detector, event_id: str, *urls: str) -> None:
 HOSTILE = "https://evil.example/x.jpg?X-Amz-Signature=1"
 
 
-@pytest.mark.parametrize("later", [[HOSTILE], [HOSTILE] * 20, ["dead"], ["absent"], ["dead"] * 3])
+@pytest.mark.parametrize(
+    "later",
+    [[HOSTILE], [HOSTILE] * 20, ["dead"], ["absent"], ["dead"] * 3, ["other"] * 20],
+)
 def test_a_later_announcement_of_no_use_does_not_spoil_a_good_one(
     detector: Detector, later: list[str]
 ) -> None:
     data = REAL_IMAGES[0].read_bytes()
     event_id = detector.announce(data)
+    bucket = Bucket(detector.bucket)
+    bucket.put("cygno-y.jpg", REAL_IMAGES[1].read_bytes())
     urls = {
         "dead": f"{detector.bucket.endpoint}/x.jpg?Expires=1732717656&Signature=1",
-        "absent": Bucket(detector.bucket).presigned_url("cygno-x.jpg", timedelta(hours=1)),
+        "absent": bucket.presigned_url("cygno-x.jpg", timedelta(hours=1)),
+        "other": bucket.presigned_url("cygno-y.jpg", timedelta(hours=1)),
     }
     announce(detector, event_id, *(urls.get(url, url) for url in later))
     assert detector.run(event_id).success
@@ -285,7 +300,7 @@ def test_announcements_that_are_all_of_no_use_are_asked_a_handful_of_times(
         origin.answers[:] = [answer(status=418)]
         announce(detector, event_id, *[f"{origin.address}/{n}.jpg" for n in range(8)], HOSTILE)
         result = detector.run(event_id)
-        assert origin.requests == [f"/{n}.jpg" for n in (7, 6, 5, 4, 3)]
+        assert origin.requests == [f"/{n}.jpg" for n in (7, 6, 5, 4, 0)]
     assert kind(result) == "bad_answer"
     assert reason(result).endswith(
         "/7.jpg: HTTP 418 I'm a Teapot; none of 6 announcements led to it"

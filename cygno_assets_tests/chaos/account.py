@@ -25,12 +25,14 @@ class Expected:
         fails_all: each event that was hit must.
         lost_before_us: how many events at the most the DAQ or a server of its may take with them:
             a core NATS server keeps nothing, and an image that cannot be stored is not announced.
+        rate_hz: the load, in events/s, below which it proves too little.
     """
 
     hits: bool = True
     fails: str | None = None
     fails_all: bool = False
     lost_before_us: int = 0
+    rate_hz: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ class Account:
             )
         if unknown := self.heard.keys() - self.truth:
             found.append(f"{len(unknown)} events were heard that no DAQ announced")
+        if self.rate_hz < self.expected.rate_hz:
+            found.append(f"{self.rate_hz:.1f} events/s are no load")
         if self.expected.hits and not self.hit:
             found.append("the fault hit nothing")
         return found

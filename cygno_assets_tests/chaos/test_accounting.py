@@ -30,7 +30,7 @@ from cygno_assets_tests.wire import REAL_IMAGES, name_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-EVENTS = {"one": 10.0, "two": 10.5}
+EVENTS = {"one": 10.0, "two": 10.125}
 GOOD = Account(
     expected=Expected(),
     requested=2,
@@ -54,7 +54,7 @@ SPEC = load_settings().preprocess_spec
 def test_all_is_good() -> None:
     assert GOOD.problems == []
     assert FORBIDDEN.problems == []
-    assert (GOOD.rate_hz, FORBIDDEN.kinds) == (2.0, {"forbidden": 1})
+    assert (GOOD.rate_hz, FORBIDDEN.kinds) == (8.0, {"forbidden": 1})
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,7 @@ def test_all_is_good() -> None:
         (GOOD, {"damaged": ["a file is half"]}, "damaged: a file is half"),
         (GOOD, {"trouble": ["after 1 s still not"]}, "after 1 s still not"),
         (GOOD, {"hit": set()}, "the fault hit nothing"),
+        (GOOD, {"heard": {"one": 10.0, "two": 10.5}}, "2.0 events/s are no load"),
         (GOOD, {"heard": {"one": 10.0}}, "2 events were to be announced, 2 were"),
         (GOOD, {"requested": 3}, "3 events were to be announced, 2 were"),
         (GOOD, {"truth": {"one"}, "requested": 1}, "1 events were heard that no DAQ announced"),

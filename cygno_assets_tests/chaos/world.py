@@ -485,7 +485,8 @@ class World:
             for one in self.reconciled().differences
         ]
         self.row.trouble += self._leaks()
-        return self.account(Expected(hits=False, lost_before_us=lost_before_us), 0.0)
+        # Between the rows nothing is announced.
+        return self.account(Expected(hits=False, lost_before_us=lost_before_us, rate_hz=0), 0.0)
 
     def _leaks(self) -> list[str]:
         secrets = {"a signature": "X-Amz-Signature", "the key": self.access.secret_access_key}

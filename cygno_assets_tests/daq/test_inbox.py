@@ -242,6 +242,24 @@ def test_the_newest_announcement_of_an_event(inbox_url: str) -> None:
     assert newest.received is not None
 
 
+def test_headers_that_no_recorder_wrote_are_none(inbox_url: str) -> None:
+    """Whoever may publish on this machine can write them; the sensor reads on."""
+    fill_inbox(inbox_url, [])
+    odd = [
+        {inbox.RECEIVED_HEADER: "yesterday", inbox.SIZE_HEADER: "many"},
+        {inbox.RECEIVED_HEADER: "0001-01-01T00:00:00+14:00", inbox.SIZE_HEADER: ""},
+        {},
+    ]
+
+    async def store(jetstream: JetStreamContext) -> None:
+        for headers in odd:
+            await jetstream.publish(f"{inbox.EVENT_SUBJECT}.run-1", b"{}", headers=headers)
+
+    with_jetstream(inbox_url, store)
+    _, messages = inbox_at(inbox_url).read_after(0, limit=10)
+    assert [(kept.received, kept.size) for kept in messages] == [(None, 2)] * 3
+
+
 def test_announcements_of_many_events_and_all_of_one(inbox_url: str) -> None:
     again = message("run-1.jpg", "https://minio/again.jpg", "2024-11-27 15:00:00")
     fill_inbox(inbox_url, [*PAYLOADS, again])

@@ -31,7 +31,7 @@ from cygno_assets_tests.daq.recording import (
     stored_payloads,
     until,
 )
-from cygno_assets_tests.wire import wait_until, with_jetstream
+from cygno_assets_tests.wire import fill_inbox, wait_until, with_jetstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -553,6 +553,37 @@ def test_what_one_could_not_store_for_long_is_not_stored_behind_what_came_since(
         asyncio.run(work(url))
         kept = stored(url.replace("nats://", f"nats://{LOGINS[1]}@"))
     assert [message.payload for message in kept if message.event_id] == [*old, *anew]
+
+
+def test_a_later_announcement_of_an_event_does_not_keep_another_out(
+    tmp_path: Path,
+    daq_nats_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has sent it may be anybody; the other, one recorder alone has heard."""
+    monkeypatch.setattr(recorder_module, "_STORE_TIMEOUT_S", 1.0)
+    store = json.dumps(str(tmp_path / "store"))
+    server = Permitting(tmp_path / "inbox", f"jetstream {{ store_dir: {store} }}")
+    later = event(1, time="2024-11-27 23:00:00")
+
+    async def work(url: str) -> None:
+        async with (
+            recording(daq_nats_url, url.replace("nats://", f"nats://{LOGINS[0]}@")) as recorder,
+            daq(daq_nats_url) as client,
+        ):
+            await until("it listens", lambda: recorder.counts.daq_connected)
+            await publish(client, event(1))
+            await until("it was tried", lambda: "does not store" in caplog.text)
+            await asyncio.to_thread(fill_inbox, others, [later])
+            server.let("")
+            await until("it is stored", lambda: recorder.counts.stored == 1)
+
+    with server.running('publish: { deny: ["cygno.daq.event.>"] }') as url:
+        others = url.replace("nats://", f"nats://{LOGINS[1]}@")
+        asyncio.run(work(url))
+        kept = stored(others)
+    assert [message.payload for message in kept if message.event_id] == [later, event(1)]
 
 
 def test_what_overflows_the_memory_is_counted_as_dropped(

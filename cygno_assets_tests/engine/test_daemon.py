@@ -41,6 +41,21 @@ def code_server(folder: Path, port: int) -> Iterator[None]:
         service.stop()
 
 
+def test_a_run_counts_as_left_only_while_the_daemon_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an outage, or when all of us stood still, who has created it is about to go on."""
+    left = daemon._Left()
+
+    def look(second: float, *runs: str) -> list[str]:
+        monkeypatch.setattr(daemon.time, "monotonic", lambda: 1000 + second)
+        return left.for_long(runs)
+
+    assert look(0, "a") == look(5, "a", "b") == look(10, "a", "b") == []
+    assert look(15, "a", "b") == ["a"]
+    assert look(31, "a", "b") == [], "it has not looked for longer than it waits"
+    assert look(36, "b") == look(41, "b") == []
+    assert look(46, "a", "b") == ["b"], "a was away meanwhile"
+
+
 def plan(location: GrpcServerCodeLocation, instance: DagsterInstance, job: str, **how: Any) -> str:
     arguments: dict[str, Any] = {
         "run_config": {},

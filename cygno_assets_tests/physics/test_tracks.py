@@ -34,6 +34,16 @@ def test_noise_is_no_track() -> None:
         assert find_track(noise(seed=seed), HALF) == Track(0, 0, 0, 0)
 
 
+def test_an_image_that_is_flat_shows_no_track() -> None:
+    """But for a pixel, which is no light: rounding alone does as much."""
+    pixels = np.full((576, 576), 100, np.uint8)
+    for row, column in ((288, 288), (10, 10), (FIRST, FIRST)):
+        pixels[row, column] = 101
+    assert find_track(pixels, HALF) == Track(0, 0, 0, 0)
+    pixels[288:294, 288:294] = 110
+    assert find_track(pixels, HALF).inside
+
+
 @pytest.mark.parametrize(
     ("row", "column", "inside", "at_edge", "outside"),
     [

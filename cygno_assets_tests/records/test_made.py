@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from dagster import AssetMaterialization, DagsterInstance, MetadataValue
 
 from cygno_assets.names import RAW_IMAGE
 from cygno_assets.records import made
-from cygno_assets.records.made import made_since, newest_made
+from cygno_assets.records.made import made_since, newest_made, newest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +65,24 @@ def test_reading_back_from_the_newest_takes_each_event_once(
     assert read(3) == ["run-1", "run-4", "run-3"]
     assert read(10, ["run-0", "run-1", "run-9"]) == ["run-1", "run-0"]
     assert newest_made(instance, RAW_IMAGE, 1)[0].metadata == {"mean_adu": 101.0}
+
+
+def test_one_that_lies_far_back_is_not_looked_for_row_by_row(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(20):
+        instance.report_runless_asset_event(AssetMaterialization(RAW_IMAGE, partition="run-1"))
+    limits: list[int] = []
+    fetch = DagsterInstance.fetch_materializations
+
+    def counted(self: DagsterInstance, *arguments: Any, limit: int, **how: Any) -> Any:
+        limits.append(limit)
+        return fetch(self, *arguments, limit=limit, **how)
+
+    monkeypatch.setattr(DagsterInstance, "fetch_materializations", counted)
+    assert newest_of(instance, RAW_IMAGE, ["run-0", "run-1"]).keys() == {"run-0", "run-1"}
+    assert len(limits) == 1
+    assert len(newest_made(instance, RAW_IMAGE, 1, events=["run-0", "run-1"])) == 1
 
 
 def test_the_newest_come_first_and_no_older_than_asked_for(instance: DagsterInstance) -> None:

@@ -53,7 +53,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def made_once(site: Site, fault: Fault) -> None:
     """Each event that was announced has one tensor of one successful run, and nothing hangs."""
-    account = suffer(site, replace(fault, expected=Expected(hits=False), loaded=False))
+    expected = Expected(hits=False, rate_hz=0)  # the DAQ shares two cores with all of them
+    account = suffer(site, replace(fault, expected=expected, loaded=False))
     assert account.problems == []
     assert len(account.materialized) == fault.events, account
 

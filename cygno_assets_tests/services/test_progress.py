@@ -9,6 +9,7 @@ from dagster import AssetKey, AssetMaterialization, DagsterInstance, DagsterRunS
 from dagster._core.test_utils import create_run_for_test
 
 from cygno_assets.names import TRAINING_ASSETS, TRAINING_CELLS
+from cygno_assets.records import history
 from cygno_assets.services import progress as progress_module
 from cygno_assets.services.progress import Progress, TrainingProgress
 
@@ -52,6 +53,18 @@ def test_events_are_counted_until_their_end(instance: DagsterInstance) -> None:
     assert progress.latency_s == 3.0
     progress.update(instance, [])
     assert progress.materialized == 3
+
+
+def test_more_events_than_a_database_takes_in_one_list(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_PAGE", 2)
+    progress = Progress()
+    events = ["a", "b", "c", "d", "e"]
+    for event in events:
+        run(instance, event, DagsterRunStatus.FAILURE)
+    progress.update(instance, events)
+    assert progress.failed.keys() == {*events}
 
 
 def test_a_failed_run_that_is_tried_again_has_not_failed_yet(instance: DagsterInstance) -> None:

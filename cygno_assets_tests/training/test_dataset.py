@@ -131,6 +131,8 @@ def test_labels_energies_splits_and_folds_choose_by_row(root: UPath) -> None:
         found.leave_energy_out("7 keV")
     with pytest.raises(ValueError, match="fold = '5 to 15 keV': all images are in it, nothing is"):
         test.leave_energy_out("5 to 15 keV")
+    with pytest.raises(IndexError, match=f"a mask of 3 values for {len(found)} images"):
+        found.where(np.ones(3, bool))
     nothing = found.where(np.zeros(len(found), bool))
     with pytest.raises(ValueError, match=r"fold = '5 to 15 keV': nothing to test on; .* in none"):
         nothing.leave_energy_out("5 to 15 keV")
@@ -359,6 +361,14 @@ def test_tensors_of_another_side_are_refused(root: UPath, side: int) -> None:
         DatasetError, match=rf"electronic/10/0: its tensor has the shape \({side}, {side}\), and"
     ):
         write_dataset(root, manifest_of(tables), [*tables[:3], small], SPEC, SIDE)
+
+
+def test_a_cell_without_images_may_be_of_another_side(root: UPath) -> None:
+    """It is made anew with the others, but nobody need wait for it."""
+    tables = cells()
+    empty = TensorTable(tables[0].rows.iloc[:0], np.empty((0, 1, 1), np.float32))
+    write_dataset(root, manifest_of(tables), [*tables, empty], SPEC, SIDE)
+    assert len(read_dataset(root)) == 80
 
 
 def test_the_archive_is_named(root: UPath) -> None:

@@ -45,6 +45,14 @@ def test_every_image_is_there_once_and_splits_lie_together() -> None:
     assert manifest["rule"]["seed"] == 0
 
 
+def test_the_same_rule_in_other_numbers_is_the_same_manifest() -> None:
+    whole = SplitSpec(0, 0, 0, (5, 15))
+    same = SplitSpec(0, 0.0, 0.0, (5.0, 15.0))
+    assert json.dumps(make_manifest(ground_truth(), whole)) == json.dumps(
+        make_manifest(ground_truth(), same)
+    )
+
+
 def test_within_a_split_labels_are_mixed() -> None:
     """So that taking the images as they lie is not taking them by cell."""
     images = make_manifest(ground_truth(), SPEC)["images"]
