@@ -25,7 +25,7 @@ _SHOWN = 20
 _COLUMNS = (
     *("fault", "announced", "events/s", "materialized", "failed", "lost", "doubled", "recovered"),
 )
-_SMALL = {"data": "1g", "inbox": "128m"}
+_SMALL = {"data": "1g", "inbox": "128m", "dagster": "1g"}
 """File systems of their own, which can be filled."""
 
 

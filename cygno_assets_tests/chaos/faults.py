@@ -388,7 +388,11 @@ def _runs_met_it(world: World, _: Account) -> None:
 
 
 def _recorders_met_it(world: World, _: Account) -> None:
-    world.row.hit |= world.recorders_said("does not store")
+    world.row.hit |= world.said("recorder", "does not store")
+
+
+def _the_daemon_met_it(world: World, _: Account) -> None:
+    world.row.hit |= world.said("daemon", "database or disk is full")
 
 
 def _outlived_urls(world: World) -> None:
@@ -494,6 +498,7 @@ def _disks() -> list[Fault]:
     return [
         Fault("disk full: storage", _full("data"), then=_runs_met_it, short=True, events=events),
         Fault("disk full: inbox", _full("inbox"), then=_recorders_met_it, events=events),
+        Fault("disk full: Dagster", _full("dagster"), then=_the_daemon_met_it, events=events),
     ]
 
 

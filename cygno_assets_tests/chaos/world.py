@@ -112,7 +112,7 @@ class Row:
     Attributes:
         since: number of the first message of the witness that belongs to it.
         began: when, in seconds since 1970.
-        log_sizes: of the recorders' logs then.
+        log_sizes: of our logs then.
         daqs: that announce its events.
         truths: their own tables of what they announced.
         requested: how many events they are to announce.
@@ -167,7 +167,7 @@ class World:
 
     def begin(self) -> None:
         """A new row of the table."""
-        sizes = {log: log.stat().st_size for log in self._recorder_logs()}
+        sizes = {log: log.stat().st_size for log in self._logs()}
         self.row = Row(len(self.witness.messages), time.time(), sizes)
         self.rows.append(self.row)
 
@@ -426,17 +426,18 @@ class World:
             if any(words in repr(log) for log in self.instance.all_logs(run.run_id, of_type=kinds))
         }
 
-    def recorders_said(self, words: str) -> set[str]:
-        """Lines of the recorders' logs, since the row began, that have these words."""
+    def said(self, service: str, words: str) -> set[str]:
+        """Lines that have these words of logs whose name begins so, since the row began."""
         return {
             f"{log.name}: {line}"
-            for log, size in self.row.log_sizes.items()
-            for line in log.read_bytes()[size:].decode(errors="replace").splitlines()
+            for log in self._logs()
+            if log.name.startswith(service)
+            for line in _written(log, self.row.log_sizes.get(log, 0)).splitlines()
             if words in line
         }
 
-    def _recorder_logs(self) -> list[Path]:
-        return sorted((self.home / "logs").glob("recorder*.log"))
+    def _logs(self) -> list[Path]:
+        return sorted((self.home / "logs").glob("*.log"))
 
     def look_at_files(self) -> None:
         """What is half under a whole name just now makes the row bad, whoever would repair it."""
@@ -494,6 +495,12 @@ class World:
         spoken = secrets_in(self.home, asked, _DAQS_OWN)
         quiet = [] if spoken else ["urllib3 said nothing: no leak would have been seen"]
         return [*quiet, *secrets_in(self.home, secrets, _DAQS_OWN)]
+
+
+def _written(log: Path, after: int) -> str:
+    with log.open("rb") as file:
+        file.seek(after)
+        return file.read().decode(errors="replace")
 
 
 @contextmanager
