@@ -5,6 +5,7 @@ Here belongs what Dagster asks of a launcher. The processes are pool.py, what th
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import threading
 import time
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dagster._core.origin import RepositoryPythonOrigin
     from dagster._core.workspace.context import BaseWorkspaceRequestContext
 
+_log = logging.getLogger(__name__)
 _STOPPING = frozenset(
     {DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED, DagsterRunStatus.FAILURE}
 )
@@ -46,6 +48,7 @@ _FRESH_S = 0.5
 and the launch of a run that was queued after it, it is always asked again."""
 
 
+_SAY_AGAIN_S = 1.0
 _BACKGROUND_NICENESS = 10
 """A tenth of the time of a process beside it on a busy CPU. Not less: it may hold the database."""
 
@@ -114,6 +117,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
         self._workspaces: dict[str, BaseWorkspaceRequestContext] = {}
         self._default = DefaultRunLauncher()
         self._recovered = False
+        self._closing = threading.Event()
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -197,6 +201,7 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
 
     def dispose(self) -> None:
         """Lets runs under way finish, then ends the processes."""
+        self._closing.set()
         pools = self._pools()
         for pool in pools:
             pool.withdraw_all()
@@ -281,16 +286,44 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
 
     def _ended(self, run_id: str, outcome: Finished | Died) -> None:
         workspace = self._workspaces.pop(run_id, None)
+        run = self._said(run_id, outcome)
+        if run is not None and outcome == Finished(NOT_HERE):
+            self._default.launch_run(LaunchRunContext(dagster_run=run, workspace=workspace))
+
+    def _said(self, run_id: str, outcome: Finished | Died) -> DagsterRun | None:
+        """Has the database know that nobody executes a run any more, however long it is away.
+
+        Nothing can be executed meanwhile; and of a run that has not started Dagster would not ask.
+
+        Returns:
+            The run, if it is not finished.
+        """
+        failures = 0
+        while True:
+            try:
+                return self._say(run_id, outcome)
+            except Exception:
+                failures += 1
+                if failures == 1:
+                    _log.exception("run %s cannot be ended; trying on", run_id)
+                if self._closing.wait(_SAY_AGAIN_S):
+                    raise
+
+    def _say(self, run_id: str, outcome: Finished | Died) -> DagsterRun | None:
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
-            return
+            return None
         if isinstance(outcome, Died):
-            if run.status == DagsterRunStatus.CANCELING:
-                self._instance.report_run_canceled(run, f"Canceled: {outcome.reason}.")
-            else:
-                end_run(self._instance, run, f"The run did not end: {outcome.reason}.")
-        elif outcome.value == NOT_HERE:
-            self._default.launch_run(LaunchRunContext(dagster_run=run, workspace=workspace))
+            reason = outcome.reason
+        elif outcome.value != NOT_HERE and run.status == DagsterRunStatus.STARTING:
+            reason = "its process could not begin it"
+        else:
+            return run  # of one that has started, Dagster asks who executes it
+        if run.status == DagsterRunStatus.CANCELING:
+            self._instance.report_run_canceled(run, f"Canceled: {reason}.")
+        else:
+            end_run(self._instance, run, f"The run did not end: {reason}.")
+        return None
 
 
 def _is_taken_by_default(run: DagsterRun) -> bool:

@@ -498,7 +498,13 @@ def _disks() -> list[Fault]:
     return [
         Fault("disk full: storage", _full("data"), then=_runs_met_it, short=True, events=events),
         Fault("disk full: inbox", _full("inbox"), then=_recorders_met_it, events=events),
-        Fault("disk full: Dagster", _full("dagster"), then=_the_daemon_met_it, events=events),
+        Fault(
+            "disk full: Dagster",
+            _full("dagster"),
+            then=_the_daemon_met_it,
+            short=True,
+            events=events,
+        ),
     ]
 
 

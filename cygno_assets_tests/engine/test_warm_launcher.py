@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import psutil
@@ -265,3 +267,33 @@ def test_a_run_that_was_created_and_not_queued_is_executed(tmp_path: Path) -> No
         assert system.status(forgotten) == "NOT_STARTED", "whoever created it may be about to go on"
         assert system.ends(forgotten) == "SUCCESS"
         assert sum("Executed by" in message for message in system.messages(forgotten)) == 1
+
+
+@pytest.mark.parametrize(
+    ("refused", "why"),
+    [
+        ("Executed by", "its process exited with status 1"),
+        ("Started execution of run", "its process could not begin it"),
+    ],
+)
+def test_a_run_whose_end_could_not_be_stored_ends_when_it_can(
+    tmp_path: Path, refused: str, why: str
+) -> None:
+    """As when a disk is full: neither what a run begins with is stored, nor that it failed."""
+    with System(tmp_path) as system:
+        database = tmp_path / "state" / "dagster.db"
+        texts = (refused, "The run did not end")
+        refuse = " OR ".join(f"instr(NEW.event, '{text}')" for text in texts)
+        with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+            connection.execute(
+                f"CREATE TRIGGER full BEFORE INSERT ON event_logs WHEN {refuse} "
+                "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+            )
+            run = system.launch("quick_job")
+            log = tmp_path / "daemon.log"
+            wait_until("its end is refused", lambda: "cannot be ended" in log.read_text())
+            assert system.status(run) == "STARTING"
+            connection.execute("DROP TRIGGER full")
+        assert system.ends(run) == "FAILURE"
+        assert f"The run did not end: {why}." in system.messages(run)
+        assert system.runs("quick_job") == "SUCCESS"

@@ -37,7 +37,7 @@ def test_it_outlives_its_database_and_goes_on_recording(tmp_path: Path) -> None:
         }
         try:
             postgres.start()
-            with Program(["up", *options], tmp_path / "home", environ) as up:
+            with Program(["up", *options], tmp_path / "up", environ) as up:
 
                 def shown(what: str) -> int:
                     return int(re.findall(rf"{what} (\d+)", up.output)[-1])
