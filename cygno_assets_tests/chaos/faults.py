@@ -575,7 +575,11 @@ def _announcements() -> list[Fault]:
             options=("--burst",),
             loaded=False,
         ),
-        Fault("stream deleted, all of it read", _recreated_stream),
+        Fault(
+            "stream deleted, all of it read",
+            _recreated_stream,
+            Expected(rate_hz=0),  # between two bursts all comes to rest
+        ),
     ]
 
 
