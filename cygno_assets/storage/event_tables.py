@@ -70,10 +70,10 @@ Row = dict[str, Any]
 def merged(stored: pd.DataFrame | None, rows: Iterable[Row]) -> pd.DataFrame:
     """A day's table with what is new of its events; no row is ever dropped.
 
-    The newest row of an event is the one that counts, but none of a failure counts where there is
-    one of a tensor. Values that it does not have, such as those of an announcement that has left
-    the inbox, are kept from before; and an event was acquired when it was first announced, so that
-    it stays in its day.
+    Of each value of an event the newest known counts, so that those of an announcement that has
+    left the inbox are kept. Status, run and failure are the newest row's, but not a failure's where
+    there is a tensor; and an event was acquired when it was first announced, so that it stays in
+    its day.
 
     Args:
         stored: the table so far; None if there is none.
@@ -269,15 +269,14 @@ def _within(day: date, since: date | None, until: date | None) -> bool:
 
 def _joined(one: Row, other: Row) -> Row:
     """Two rows of one event as one."""
-    best, rest = sorted(
-        (one, other), key=lambda row: (row["status"] == MATERIALIZED, row["log_id"]), reverse=True
-    )
+    newer, older = sorted((one, other), key=lambda row: int(row["log_id"]), reverse=True)
+    best = older if older["status"] == MATERIALIZED != newer["status"] else newer
     known = [row["acquired"] for row in (one, other) if row["acquired"] is not None]
     return {
-        **{name: rest[name] if best[name] is None else best[name] for name in _NAMES},
+        # The newest known, whosever: so it does not matter which rows were joined before.
+        **{name: older[name] if newer[name] is None else newer[name] for name in _NAMES},
         "acquired": min(known, default=None),
-        "failure_kind": best["failure_kind"],
-        "failure_reason": best["failure_reason"],
+        **{name: best[name] for name in ("status", "run_id", "failure_kind", "failure_reason")},
     }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
@@ -65,8 +65,17 @@ rows_ = st.lists(
 ).map(lambda given: [row(n, log, status, **more) for log, (n, status, more) in enumerate(given)])
 
 
+_TWO_SOURCES: list[Row] = [
+    row(1, 0),
+    row(1, 1, "failed", source="https://b/ü.jpg"),
+    row(1, 2, "failed", source="https://a/x.jpg"),
+]
+
+
 @settings(deadline=None, max_examples=25)
 @given(rows=rows_, cut=st.integers(0, 8), again=st.integers(0, 8), backwards=st.booleans())
+@example(rows=_TWO_SOURCES, cut=1, again=1, backwards=False)
+@example(rows=[*_TWO_SOURCES, row(1, 3)], cut=2, again=1, backwards=True)
 def test_read_in_parts_and_read_again_it_is_the_same_table(
     rows: list[Row], cut: int, again: int, backwards: bool
 ) -> None:
