@@ -53,7 +53,7 @@ EVENT_COLUMNS = (
     Column("clipped_high_share", "float64", "of the tensor's pixels above the window, in [0, 1]"),
     Column("spec_hash", "str", "of the specification that the tensor was made by"),
     Column("run_id", "str", "of the run that made it, or failed"),
-    Column("log_id", "Int64", "place in Dagster's event log of the newest entry it is taken from"),
+    Column("log_id", "Int64", "place in Dagster's event log of that"),
     Column("image_path", "str", "path or `s3://` URL of the image"),
     Column("tensor_path", "str", "path or `s3://` URL of the tensor"),
     Column("failure_kind", "str", "what it failed on, in a word (docs/operating.md)"),
@@ -62,6 +62,8 @@ EVENT_COLUMNS = (
 )
 _NAMES = tuple(column.name for column in EVENT_COLUMNS)
 _DTYPES = {column.name: column.dtype for column in EVENT_COLUMNS}
+
+_OF_THE_RUN = ("status", "run_id", "log_id", "failure_kind", "failure_reason")
 
 Row = dict[str, Any]
 """Values by column; None where there is none, of times aware datetimes."""
@@ -268,15 +270,16 @@ def _within(day: date, since: date | None, until: date | None) -> bool:
 
 
 def _joined(one: Row, other: Row) -> Row:
-    """Two rows of one event as one."""
-    newer, older = sorted((one, other), key=lambda row: int(row["log_id"]), reverse=True)
+    """Two rows of one event as one; the other was read later."""
+    # Of the same run both, the other may know more: of what came after it.
+    newer, older = (other, one) if other["log_id"] >= one["log_id"] else (one, other)
     best = older if older["status"] == MATERIALIZED != newer["status"] else newer
     known = [row["acquired"] for row in (one, other) if row["acquired"] is not None]
     return {
         # The newest known, whosever: so it does not matter which rows were joined before.
         **{name: older[name] if newer[name] is None else newer[name] for name in _NAMES},
         "acquired": min(known, default=None),
-        **{name: best[name] for name in ("status", "run_id", "failure_kind", "failure_reason")},
+        **{name: best[name] for name in _OF_THE_RUN},
     }
 
 
