@@ -48,7 +48,7 @@ _FRESH_S = 0.5
 and the launch of a run that was queued after it, it is always asked again."""
 
 
-_SAY_AGAIN_S = 1.0
+_END_AGAIN_S = 1.0
 _BACKGROUND_NICENESS = 10
 """A tenth of the time of a process beside it on a busy CPU. Not less: it may hold the database."""
 
@@ -286,30 +286,32 @@ class WarmRunLauncher(RunLauncher, ConfigurableClass):
 
     def _ended(self, run_id: str, outcome: Finished | Died) -> None:
         workspace = self._workspaces.pop(run_id, None)
-        run = self._said(run_id, outcome)
+        run = self._end_when_it_can_be_stored(run_id, outcome)
         if run is not None and outcome == Finished(NOT_HERE):
             self._default.launch_run(LaunchRunContext(dagster_run=run, workspace=workspace))
 
-    def _said(self, run_id: str, outcome: Finished | Died) -> DagsterRun | None:
-        """Has the database know that nobody executes a run any more, however long it is away.
+    def _end_when_it_can_be_stored(
+        self, run_id: str, outcome: Finished | Died
+    ) -> DagsterRun | None:
+        """Ends a run that nobody executes any more, however long the database is away.
 
         Nothing can be executed meanwhile; and of a run that has not started Dagster would not ask.
 
         Returns:
-            The run, if it is not finished.
+            The run, if it goes on.
         """
-        failures = 0
+        told = False
         while True:
             try:
-                return self._say(run_id, outcome)
+                return self._end_unless_it_goes_on(run_id, outcome)
             except Exception:
-                failures += 1
-                if failures == 1:
+                if not told:
                     _log.exception("run %s cannot be ended; trying on", run_id)
-                if self._closing.wait(_SAY_AGAIN_S):
+                told = True
+                if self._closing.wait(_END_AGAIN_S):
                     raise
 
-    def _say(self, run_id: str, outcome: Finished | Died) -> DagsterRun | None:
+    def _end_unless_it_goes_on(self, run_id: str, outcome: Finished | Died) -> DagsterRun | None:
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return None

@@ -53,7 +53,7 @@ EVENT_COLUMNS = (
     Column("clipped_high_share", "float64", "of the tensor's pixels above the window, in [0, 1]"),
     Column("spec_hash", "str", "of the specification that the tensor was made by"),
     Column("run_id", "str", "of the run that made it, or failed"),
-    Column("log_id", "Int64", "place in Dagster's event log of that"),
+    Column("log_id", "Int64", "place in Dagster's event log of its making, or its failure"),
     Column("image_path", "str", "path or `s3://` URL of the image"),
     Column("tensor_path", "str", "path or `s3://` URL of the tensor"),
     Column("failure_kind", "str", "what it failed on, in a word (docs/operating.md)"),

@@ -514,7 +514,7 @@ def test_what_comes_again_long_after_it_was_stored_is_not_stored_twice(
     assert [kept.payload for kept in stored(inbox_url) if kept.event_id] == [event(1), anew]
 
 
-def test_what_one_could_not_store_for_long_is_not_stored_behind_what_came_since(
+def test_what_one_could_not_store_for_long_and_another_has_is_not_stored_twice(
     tmp_path: Path, daq_nats_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One recorder may not publish into the inbox for longer than that remembers ids."""
