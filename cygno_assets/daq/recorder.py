@@ -11,6 +11,8 @@ import asyncio
 import hashlib
 import json
 import logging
+import socket
+import ssl
 import time
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
@@ -51,9 +53,14 @@ STATUS_SUBJECT = "cygno.status.recorder"
 """On the inbox's server: every recorder answers any request with its counts as JSON."""
 
 _RETRY_S = 0.5
+# A server that is back delivers at once what the DAQ has kept meanwhile, and to those only who are
+# back before the DAQ is.
+_RECONNECT_S = 0.02
 # The DAQ's server writes each refusal into its own log.
 _SUBSCRIBE_AGAIN_S = 5.0
 _SAY_REJECTED_EVERY_S = 60.0
+# By somebody who is there and may log each of them: a server, or who tells names.
+_REFUSALS = (nats.errors.Error, ssl.SSLError, socket.gaierror)
 _HEADER_BYTES = 65_536
 _STORE_TIMEOUT_S = 5.0
 _STATUS_TIMEOUT_S = 1.0
@@ -376,6 +383,8 @@ class Recorder:
             elif not quiet:  # once an outage is enough
                 log.warning("%s: %s; trying on", where, inbox.said_of(error))
                 quiet = True
+            if not client.is_connected and isinstance(error, _REFUSALS):
+                await asyncio.sleep(_RETRY_S)  # nats-py tries on when this returns
 
         while True:
             client = client_type()
@@ -383,7 +392,7 @@ class Recorder:
                 await client.connect(
                     url,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=_RETRY_S,  # type: ignore[arg-type]  # any number will do
+                    reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # any number will do
                     disconnected_cb=lost,
                     reconnected_cb=back,
                     closed_cb=closed,

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from nats.aio.client import Client
 
 from cygno_assets.daq import inbox
 from cygno_assets.daq import recorder as recorder_module
@@ -337,6 +338,39 @@ def test_what_is_announced_while_the_inbox_is_away_is_stored_afterwards(
 
     expected = [*missed, event(8)] if disk_lost else [event(1), *missed, event(8)]
     assert [kept.payload for kept in stored(inbox_server.url)] == expected
+
+
+def test_a_server_that_refuses_us_is_asked_no_more_often_than_half_secondly(
+    tmp_path: Path, inbox_url: str
+) -> None:
+    """It writes each refusal into its log; a client that waits so long is refused beside ours."""
+    with other_server(
+        tmp_path / "daq", 'authorization { user: "anna", password: "hunter2" }'
+    ) as url:
+        wrong = url.replace("://", "://anna:wrong@")
+        refused: list[Exception] = []
+
+        async def note(error: Exception) -> None:
+            refused.append(error)
+
+        async def work() -> None:
+            async with recording(wrong, inbox_url):
+                half_secondly = Client()
+                connecting = asyncio.ensure_future(
+                    half_secondly.connect(
+                        wrong,
+                        max_reconnect_attempts=-1,
+                        reconnect_time_wait=0.5,  # type: ignore[arg-type]  # any number will do
+                        error_cb=note,
+                    )
+                )
+                await until("both are refused", lambda: len(refused) >= 5)
+                connecting.cancel()
+
+        asyncio.run(work())
+        said = (tmp_path / "daq" / "nats.log").read_text().count("authentication error")
+
+    assert len(refused) < said <= 2 * len(refused) + 2
 
 
 def test_no_log_line_holds_a_password(
