@@ -13,20 +13,16 @@ import asyncio
 import json
 import random
 import sys
-import tempfile
 from contextlib import AsyncExitStack
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nats
 
-from benchmarks.recorders import announcement
+from benchmarks.recorders import announcement, running_recorders
 from cygno_assets.daq.inbox import Inbox
 from cygno_assets.daq.recorder import recorder_status
 from cygno_assets.services.guardian import guarded
-from cygno_assets.services.nats_server import NatsServer
-from cygno_assets.services.process import Service
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -92,22 +88,7 @@ async def measure(
         was.
     """
     async with AsyncExitStack() as cleanup:
-        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
-        daq = NatsServer(folder / "daq", folder / "daq.log", name="DAQ")
-        inbox = NatsServer(folder / "inbox", folder / "inbox.log", name="inbox", jetstream=True)
-        for server in (daq, inbox):
-            cleanup.callback(server.stop)
-            server.start()
-        environ = {
-            "CYGNO_HOME": str(folder),
-            "CYGNO_DAQ_NATS_URL": daq.url,
-            "CYGNO_INBOX_URL": inbox.url,
-        }
-        for number in range(RECORDERS):
-            argv = [sys.executable, "-m", "cygno_assets.cli", "record", "--name", str(number)]
-            recorder = Service(f"recorder {number}", argv, folder / f"{number}.log", environ)
-            cleanup.callback(recorder.stop)
-            recorder.start()
+        daq, inbox, _ = cleanup.enter_context(running_recorders(RECORDERS))
         peers = {wait_s: Peers() for wait_s in PEERS_WAIT_S}
         for wait_s, those in peers.items():
             await those.listen(daq.url, wait_s, cleanup)
@@ -147,7 +128,10 @@ def _lost(announced: list[bytes], begins: list[int], heard: set[bytes]) -> tuple
 
 
 async def _until_all_are_back(inbox_url: str) -> None:
-    while sum(c.daq_connected for c in await recorder_status(inbox_url, expected=2)) < RECORDERS:
+    while (
+        sum(c.daq_connected for c in await recorder_status(inbox_url, expected=RECORDERS))
+        < RECORDERS
+    ):
         await asyncio.sleep(0.05)
 
 

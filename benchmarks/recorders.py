@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _SLICE_S = 0.01
 
@@ -65,8 +65,9 @@ def wait_for(what: str, happened: Callable[[], object], timeout_s: float = 120.0
         time.sleep(0.02)
 
 
-def measure(recorders: int, rate_hz: float, seconds: float, burst: int) -> dict[str, Any]:
-    """Announces at a rate and then at once, to so many recorders."""
+@contextmanager
+def running_recorders(recorders: int) -> Iterator[tuple[NatsServer, NatsServer, list[Service]]]:
+    """The DAQ's server, the inbox's, and so many recorders' processes, which may not listen yet."""
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
         daq = NatsServer(folder / "daq", folder / "daq.log", name="DAQ")
@@ -91,6 +92,12 @@ def measure(recorders: int, rate_hz: float, seconds: float, burst: int) -> dict[
         for service in services:
             cleanup.callback(service.stop)
             service.start()
+        yield daq, inbox, services
+
+
+def measure(recorders: int, rate_hz: float, seconds: float, burst: int) -> dict[str, Any]:
+    """Announces at a rate and then at once, to so many recorders."""
+    with running_recorders(recorders) as (daq, inbox, services):
         wait_for(
             "the recorders listen",
             lambda: (
