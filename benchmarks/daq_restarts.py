@@ -4,6 +4,7 @@ A server without JetStream keeps nothing, but the DAQ's client does while its se
 hands it all over when it is back: who is not back before misses it. The peers are as many plain
 nats-py clients beside the recorders, as they are by default but for how often they try to connect.
 All hear the same restarts. Lost is what none of the recorders, or none of the peers, has heard.
+The DAQ's client and the peers share a process, the recorders have their own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ RATE_HZ = 8.0
 PEERS_WAIT_S = (0.5, 2.0)
 """Between two tries of a peer: as our recorders once did, and nats-py's default."""
 AWAY_S = (0.2, 2.0)
+_MESSAGES = 10**6
 _SETTLE_S = 2.5
 """Longer than the slowest peer waits: each restart finds all of them connected."""
 
@@ -113,9 +115,7 @@ async def measure(
         await asyncio.sleep(_SETTLE_S)
         announcing.cancel()
         await client.flush()
-        await asyncio.sleep(1)
-        stored = await asyncio.to_thread(Inbox(lambda: inbox.url).read_after, 0, limit=10**6)
-        heard = {"our recorders": {message.payload for message in stored[1]}}
+        heard = {"our recorders": await _recorded_until(inbox.url, announced[-1])}
     for wait_s, those in peers.items():
         heard[f"peers, a try every {wait_s:g} s"] = those.heard
     return len(announced), {who: _lost(announced, begins, what) for who, what in heard.items()}
@@ -125,6 +125,15 @@ def _lost(announced: list[bytes], begins: list[int], heard: set[bytes]) -> tuple
     missing = [number for number, message in enumerate(announced) if message not in heard]
     hit = {sum(begin <= number for begin in begins) for number in missing}
     return len(missing), len(hit)
+
+
+async def _recorded_until(inbox_url: str, last: bytes) -> set[bytes]:
+    """All that the inbox holds, once it holds this, which was announced to all."""
+    while True:
+        _, stored = await asyncio.to_thread(Inbox(lambda: inbox_url).read_after, 0, limit=_MESSAGES)
+        if last in (recorded := {message.payload for message in stored}):
+            return recorded
+        await asyncio.sleep(0.05)
 
 
 async def _until_all_are_back(inbox_url: str) -> None:
