@@ -3,8 +3,9 @@
 A server without JetStream keeps nothing, but the DAQ's client does while its server is away, and
 hands it all over when it is back: who is not back before misses it. The peers are as many plain
 nats-py clients beside the recorders, as they are by default but for how often they try to connect.
-All hear the same restarts. Lost is what none of the recorders, or none of the peers, has heard.
-The DAQ's client and the peers share a process, the recorders have their own.
+All hear the same restarts. Lost is what none of the recorders, or none of the peers, has heard of
+what the DAQ announced meanwhile. What was on its way as the server died nobody could hear: it is
+counted apart. The DAQ's client and the peers share a process, the recorders have their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import random
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -71,6 +73,34 @@ class Peers:
         self.heard.add(message.data)
 
 
+@dataclass
+class Lost:
+    """What somebody has not heard.
+
+    Attributes:
+        messages: but for those that were on their way as the server died.
+        restarts: at which any of them was announced.
+    """
+
+    messages: int
+    restarts: int
+
+
+@dataclass
+class Result:
+    """What was seen.
+
+    Attributes:
+        announced: messages.
+        on_their_way: messages as the server died, which nobody has heard.
+        lost: by each who listened.
+    """
+
+    announced: int
+    on_their_way: int
+    lost: dict[str, Lost]
+
+
 async def announce(client: Client, announced: list[bytes]) -> None:
     """Announces for ever, also while the server is away."""
     for number in count():
@@ -80,15 +110,8 @@ async def announce(client: Client, announced: list[bytes]) -> None:
         await asyncio.sleep(1 / RATE_HZ)
 
 
-async def measure(
-    restarts: int, daq_wait_s: float, seed: int
-) -> tuple[int, dict[str, tuple[int, int]]]:
-    """Kills the server so many times.
-
-    Returns:
-        How much was announced, and for each who listened: messages lost, and restarts in which any
-        was.
-    """
+async def measure(restarts: int, daq_wait_s: float, seed: int) -> Result:
+    """Kills the server so many times."""
     async with AsyncExitStack() as cleanup:
         daq, inbox, _ = cleanup.enter_context(running_recorders(RECORDERS))
         peers = {wait_s: Peers() for wait_s in PEERS_WAIT_S}
@@ -101,11 +124,14 @@ async def measure(
         announced: list[bytes] = []
         announcing = asyncio.ensure_future(announce(client, announced))
         cleanup.callback(announcing.cancel)
-        chance, begins = random.Random(seed), []  # noqa: S311  # for lengths of outages
+        chance = random.Random(seed)  # noqa: S311  # for lengths of outages
+        begins: list[int] = []
+        on_their_way: set[int] = set()
         for _ in range(restarts):
             await asyncio.sleep(_SETTLE_S + chance.random())
             begins.append(len(announced))
             await asyncio.to_thread(daq.service.stop, timeout_s=0)
+            on_their_way.update(range(begins[-1] - 1, len(announced)))
             await asyncio.sleep(chance.uniform(*AWAY_S))
             await asyncio.to_thread(daq.start)
             await _until_all_are_back(inbox.url)
@@ -118,13 +144,17 @@ async def measure(
         heard = {"our recorders": await _recorded_until(inbox.url, announced[-1])}
     for wait_s, those in peers.items():
         heard[f"peers, a try every {wait_s:g} s"] = those.heard
-    return len(announced), {who: _lost(announced, begins, what) for who, what in heard.items()}
-
-
-def _lost(announced: list[bytes], begins: list[int], heard: set[bytes]) -> tuple[int, int]:
-    missing = [number for number, message in enumerate(announced) if message not in heard]
-    hit = {sum(begin <= number for begin in begins) for number in missing}
-    return len(missing), len(hit)
+    unheard = {
+        who: {number for number, message in enumerate(announced) if message not in what}
+        for who, what in heard.items()
+    }
+    on_their_way.intersection_update(*unheard.values())
+    lost = {}
+    for who, numbers in unheard.items():
+        missed = numbers - on_their_way
+        hit = {sum(begin <= number for begin in begins) for number in missed}
+        lost[who] = Lost(len(missed), len(hit))
+    return Result(len(announced), len(on_their_way), lost)
 
 
 async def _recorded_until(inbox_url: str, last: bytes) -> set[bytes]:
@@ -146,14 +176,16 @@ async def _until_all_are_back(inbox_url: str) -> None:
 
 def run(restarts: int, daq_wait_s: float, seed: int, *, as_json: bool) -> int:
     """Measures and prints."""
-    announced, lost = asyncio.run(measure(restarts, daq_wait_s, seed))
-    print(f"{announced} announced, {restarts} restarts; the DAQ tries every {daq_wait_s:g} s")
+    result = asyncio.run(measure(restarts, daq_wait_s, seed))
+    print(
+        f"{result.announced} announced, {restarts} restarts; the DAQ tries every {daq_wait_s:g} s"
+    )
+    print(f"{result.on_their_way} on their way as the server died, which nobody has heard")
     print(f"{'':28}{'messages lost':>14}{'in restarts':>13}")
-    for who, (messages, hit) in lost.items():
-        print(f"{who:28}{messages:14}{hit:13}")
+    for who, lost in result.lost.items():
+        print(f"{who:28}{lost.messages:14}{lost.restarts:13}")
     if as_json:
-        result = {who: {"lost": messages, "restarts": hit} for who, (messages, hit) in lost.items()}
-        print(json.dumps({"announced": announced, "restarts": restarts} | result))
+        print(json.dumps({"restarts": restarts} | asdict(result)))
     return 0
 
 

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import random
 import socket
 import ssl
 import time
@@ -18,7 +19,7 @@ from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import nats.errors
@@ -32,14 +33,15 @@ from cygno_assets.daq.source import (
     NATS_FAILURES,
     DaqClient,
     DurableConsumer,
+    connect_options,
     is_jetstream_refused,
     is_subscription_refused,
-    login,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
+    from nats.aio.client import Server
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
     from nats.js import JetStreamContext
@@ -48,14 +50,17 @@ if TYPE_CHECKING:
     from cygno_assets.settings import Settings
 
 log = logging.getLogger(__name__)
+_AnyClient = TypeVar("_AnyClient", bound=Client)
 
 STATUS_SUBJECT = "cygno.status.recorder"
 """On the inbox's server: every recorder answers any request with its counts as JSON."""
 
 _RETRY_S = 0.5
 # A server that is back delivers at once what the DAQ has kept meanwhile, and to those only who are
-# back before the DAQ is.
-_RECONNECT_S = 0.02
+# back before the DAQ is. Between two tries: this part of the time it has been away, within limits.
+_RECONNECT_SHARE = 1e-3
+_RECONNECT_LEAST_S = 0.002
+_RECONNECT_MOST_S = 0.02
 # The DAQ's server writes each refusal into its own log.
 _SUBSCRIBE_AGAIN_S = 5.0
 _SAY_REJECTED_EVERY_S = 60.0
@@ -224,30 +229,93 @@ class Recorder:
     async def _listen(self) -> None:
         """Hears the DAQ's server until the connection is closed for good."""
         url = self._settings.daq_nats_url
-        daq = await self._connect(url, "DAQ", DaqClient, partial(login, self._settings))
+        daq = await self._connect(url, "DAQ", DaqClient, partial(connect_options, self._settings))
+        async with asyncio.TaskGroup() as group:
+            standing_in = group.create_task(cancellable(self._stand_in_for(daq)))
+            try:
+                while not daq.is_closed:
+                    self._look_again.clear()
+                    await _wait_for(self._look_again, await self._listen_to(daq))
+            finally:
+                standing_in.cancel()
+                self._plain = None
+                self.counts.daq_connected = False
+                await daq.close()
+
+    async def _listen_to(self, daq: DaqClient) -> float:
+        """Subscribes, and reads a stream as long as there is one; returns when to look again."""
         try:
-            while not daq.is_closed:
-                self._look_again.clear()
-                wait_s = _RETRY_S
-                try:
-                    # In this order, so that nothing is missed while we ask for a stream; what
-                    # comes both ways is stored once.
-                    await self._subscribe(daq)
-                    if not await self._read_stream(daq):
-                        wait_s = _LOOK_FOR_STREAM_EVERY_S
-                    await self._subscribe(daq)
-                    if self._plain is None:
-                        wait_s = _SUBSCRIBE_AGAIN_S
-                except NATS_FAILURES as error:
-                    log.warning("the DAQ's server: %s; trying on", inbox.said_of(error))
-                await _wait_for(self._look_again, wait_s)
-        finally:
-            self._plain = None
+            # In this order, so that nothing is missed while we ask for a stream; what comes both
+            # ways is stored once.
+            await self._subscribe(daq)
+            found = await self._read_stream(daq)
+            await self._subscribe(daq)
+        except NATS_FAILURES as error:
+            log.warning("the DAQ's server: %s; trying on", inbox.said_of(error))
+            return _RETRY_S
+        if self._plain is None:
+            return _SUBSCRIBE_AGAIN_S
+        return _RETRY_S if found else _LOOK_FOR_STREAM_EVERY_S
+
+    async def _stand_in_for(self, daq: DaqClient) -> None:
+        """Hears the DAQ by a second connection too, whenever the first does not answer.
+
+        After a failure of power or network the kernel may leave the first alone for minutes. It is
+        kept all the same: by it comes what a server that only stood still holds for us.
+        """
+        while True:
+            await asyncio.sleep(_RETRY_S)
+            if daq.answers or not daq.is_connected:
+                continue
+            log.warning("the DAQ's server does not answer; connecting once more")
             self.counts.daq_connected = False
-            await daq.close()
+            second = asyncio.ensure_future(cancellable(self._hear_beside()))
+            try:
+                while not daq.answers:
+                    await asyncio.sleep(_RETRY_S)
+            finally:
+                second.cancel()
+                await asyncio.wait({second})
+            self.counts.daq_connected = self._subscribed or self.counts.durable
+
+    async def _hear_beside(self) -> None:
+        """Hears what is announced by a connection of its own, until cancelled."""
+        refused = False
+
+        async def failed(error: Exception) -> None:
+            nonlocal refused  # and no word of it: it may be tried as long as the first is silent
+            refused |= is_subscription_refused(error, self._settings.daq_subject)
+
+        while True:
+            second, refused = DaqClient(), False
+            try:
+                await second.connect(
+                    self._settings.daq_nats_url,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=_RETRY_S,  # type: ignore[arg-type]  # any number will do
+                    error_cb=failed,
+                    **connect_options(self._settings),
+                )
+                await second.subscribe(self._settings.daq_subject, cb=self._hear)
+                await second.flush()
+                self.counts.daq_connected = not refused
+                log.info("connected to the DAQ once more")
+                while second.answers:
+                    await asyncio.sleep(_RETRY_S)
+            except NATS_FAILURES as error:
+                log.warning("the DAQ's server: %s; trying on", inbox.said_of(error))
+                await asyncio.sleep(_RETRY_S)
+            finally:
+                self.counts.daq_connected = False
+                with suppress(*NATS_FAILURES):
+                    await second.close()
+
+    @property
+    def _subscribed(self) -> bool:
+        return self._plain is not None and not self._subscription_refused
 
     async def _subscribe(self, daq: Client) -> None:
-        if self._plain is not None and not self._subscription_refused:
+        if self._subscribed:
             return
         if self._plain is not None:  # it was permitted, and is not any more
             plain, self._plain = self._plain, None
@@ -315,7 +383,7 @@ class Recorder:
         async with self._readying_inbox:
             while True:
                 if self._inbox is None or self._inbox.is_closed:
-                    self._inbox = await self._connect(self._inbox_url, "inbox")
+                    self._inbox = await self._connect(self._inbox_url, "inbox", Client)
                     await self._inbox.subscribe(STATUS_SUBJECT, cb=self._answer_status)
                 try:
                     await inbox.ensure_stream(
@@ -333,15 +401,18 @@ class Recorder:
         self,
         url: str,
         what: str,
-        client_type: type[Client] = Client,
+        client_type: type[_AnyClient],
         options: Callable[[], Mapping[str, Any]] = dict,
-    ) -> Client:
+    ) -> _AnyClient:
         """Connects and stays connected, for ever; nats-py itself tries on in between."""
         where = f"{what} at {inbox.without_credentials(url)}"
         daq = what == "DAQ"
         quiet = False
+        lost_at = time.monotonic()
 
         async def lost() -> None:
+            nonlocal lost_at
+            lost_at = time.monotonic()
             log.warning("lost the connection to the %s", where)
             if daq:
                 self.counts.daq_connected = False
@@ -355,13 +426,16 @@ class Recorder:
                 self.counts.inbox_reconnects += 1
                 return
             # nats-py has subscribed again by now; a refusal was said before this.
-            subscribed = self._plain is not None and not self._subscription_refused
-            self.counts.daq_connected = subscribed or self.counts.durable
+            self.counts.daq_connected = self._subscribed or self.counts.durable
             self.counts.daq_reconnects += 1
             self._jetstream_refused = False
             self._look_again.set()
             if self._durable is not None:
                 await self._durable.ask()  # what it had asked for is forgotten
+
+        def next_try(servers: list[Server], _: Mapping[str, Any]) -> tuple[Server, float]:
+            wait_s = _reconnect_wait_s(time.monotonic() - lost_at)
+            return random.choice(servers), wait_s  # noqa: S311  # no secret
 
         async def closed() -> None:
             self._look_again.set()
@@ -392,7 +466,8 @@ class Recorder:
                 await client.connect(
                     url,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # any number will do
+                    reconnect_time_wait=_RECONNECT_MOST_S,  # type: ignore[arg-type]  # any number will do
+                    reconnect_to_server_handler=next_try,
                     disconnected_cb=lost,
                     reconnected_cb=back,
                     closed_cb=closed,
@@ -558,6 +633,12 @@ async def recorder_status(inbox_url: str, *, expected: int = 1) -> list[Recorder
     finally:
         await client.close()
     return sorted(counts, key=lambda count: count.name)
+
+
+def _reconnect_wait_s(away_s: float) -> float:
+    """Until the next try to connect; by chance, so that recorders side by side take turns."""
+    wait_s = min(max(away_s * _RECONNECT_SHARE, _RECONNECT_LEAST_S), _RECONNECT_MOST_S)
+    return wait_s * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
 
 
 async def cancellable(work: Coroutine[Any, Any, Any]) -> None:

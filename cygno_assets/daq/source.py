@@ -1,4 +1,4 @@
-"""The DAQ's server as a client meets it: how to log in, and its JetStream where it has one.
+"""The DAQ's server as a client meets it: how to connect, and its JetStream where it has one.
 
 Here belongs how messages reach the recorder; what becomes of them is recorder.py's to say.
 Nothing is created or changed on that server but one consumer.
@@ -40,11 +40,17 @@ NATS_FAILURES = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
 """A subclass of these is what nats-py raises while a server is away or refuses."""
 
 _REPLY_TIMEOUT_S = 2.0
+# A host that died without a word resets a connection that it does not know any more as soon as we
+# write to it. One that only stands still keeps for us what it has, and is given six minutes, as
+# nats-py gives.
+_PING_S = 0.5
+_PINGS_UNANSWERED = 720
+_PINGS_OVERDUE = 3
 _PULL_S = 5.0
 _NOTHING_NOW = {"404", "408"}
 
 
-def login(settings: Settings) -> dict[str, Any]:
+def connect_options(settings: Settings) -> dict[str, Any]:
     """What `DaqClient.connect` needs besides the URL. Holds secrets: not to be printed."""
     ca_file = settings.daq_nats_ca_file
     password, token = settings.daq_nats_password, settings.daq_nats_token
@@ -54,6 +60,8 @@ def login(settings: Settings) -> dict[str, Any]:
         "token": token and token.get_secret_value(),
         "user_credentials": settings.daq_nats_credentials_file,
         "tls": ca_file and ssl.create_default_context(cafile=ca_file),
+        "ping_interval": _PING_S,
+        "max_outstanding_pings": _PINGS_UNANSWERED,
     }
 
 
@@ -69,7 +77,7 @@ def is_subscription_refused(error: Exception, subject: str) -> bool:
 
 
 class DaqClient(Client):
-    """nats-py's client, with two promises more.
+    """nats-py's client, which also knows whether the server answers, with two promises more.
 
     One that was told to use TLS sends nothing secret without. When `flush` returns, the server has
     answered all that was sent before, and has complained where it had to.
@@ -79,6 +87,11 @@ class DaqClient(Client):
         """Waits for the server; nats-py's first ping overtakes what is not on the wire yet."""
         for _ in range(2):
             await super().flush(timeout)
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is a connection and a server that answers by it, as of some pings ago."""
+        return self.is_connected and self._pings_outstanding <= _PINGS_OVERDUE
 
     def _connect_command(self) -> bytes:
         server = self._current_server

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import nats
 
@@ -183,3 +186,67 @@ def recorders(
         yield processes
     finally:
         processes.kill()
+
+
+class Host:
+    """A host that a server runs on, whose power can fail for a moment.
+
+    It forgets its connections then and tells nobody, as it cannot. In truth a TCP proxy: a real
+    host's power cannot be had here.
+
+    Args:
+        server_url: what runs on it.
+        resets: whoever writes to one of the forgotten connections afterwards gets a reset; or
+            nothing, as until a kernel that has waited long tries again.
+    """
+
+    def __init__(self, server_url: str, *, resets: bool) -> None:
+        self._server = urlsplit(server_url)
+        self._resets = resets
+        self._forget: list[asyncio.Event] = []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        """Yields the server's address on this host."""
+        host = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        async with host:
+            yield f"nats://127.0.0.1:{host.sockets[0].getsockname()[1]}"
+
+    @property
+    def connections(self) -> int:
+        """How many there ever were."""
+        return len(self._forget)
+
+    def power_fails(self) -> None:
+        """And is back."""
+        for forget in self._forget:
+            forget.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        forget = asyncio.Event()
+        self._forget.append(forget)
+        behind, to_server = await asyncio.open_connection(self._server.hostname, self._server.port)
+        passing = [
+            asyncio.ensure_future(_pass_on(behind, writer)),
+            asyncio.ensure_future(_pass_on(reader, to_server)),
+        ]
+        forgotten = asyncio.ensure_future(forget.wait())
+        try:
+            await asyncio.wait({*passing, forgotten}, return_when=asyncio.FIRST_COMPLETED)
+            for each in passing:
+                each.cancel()
+            await asyncio.wait(passing)
+            to_server.close()
+            if forget.is_set():
+                await reader.read(1 if self._resets else -1)
+        finally:
+            forgotten.cancel()
+            reset = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            writer.close()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
+import signal
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -26,6 +29,8 @@ from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import free_port
 from cygno_assets_tests.daq.recording import (
     MD5,
+    SUBJECT,
+    Host,
     daq,
     event,
     other_server,
@@ -302,6 +307,108 @@ def test_it_survives_a_restart_of_the_daqs_server(daq_server: NatsServer, inbox_
     asyncio.run(work())
 
     assert [kept.payload for kept in stored(inbox_url)] == [event(1), event(2)]
+
+
+def test_where_the_daq_has_several_servers_another_is_heard_when_one_dies(
+    tmp_path: Path, inbox_url: str
+) -> None:
+    ports = [free_port(), free_port()]
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+    dies, stays = (
+        other_server(
+            tmp_path / str(port),
+            f'cluster {{ name: daq, listen: "127.0.0.1:{port}", routes: [{routes}] }}',
+        )
+        for port in ports
+    )
+
+    async def work(dying: ExitStack, first: str, second: str) -> None:
+        async with daq(first) as client:
+            await until("they know one another", lambda: len(client.servers) == 2)
+        async with recording(first, inbox_url) as recorder, daq(second) as client:
+            counts = recorder.counts
+            await until("it listens", lambda: counts.daq_connected)
+            await asyncio.to_thread(dying.close)
+            await until("it listens again", lambda: counts.daq_reconnects == 1)
+            await publish(client, event(1))
+            await until("it is stored", lambda: counts.stored == 1)
+
+    with stays as second, ExitStack() as dying:
+        asyncio.run(work(dying, dying.enter_context(dies), second))
+
+
+def test_a_host_that_died_without_a_word_is_met_again_before_anything_is_announced(
+    daq_nats_url: str, inbox_url: str
+) -> None:
+    """Who only listens would learn of it with nats-py's next ping: after up to two minutes."""
+
+    async def work() -> None:
+        host = Host(daq_nats_url, resets=True)
+        async with (
+            host.running() as url,
+            recording(url, inbox_url) as recorder,
+            daq(daq_nats_url) as client,
+        ):
+            counts = recorder.counts
+            await until("it listens", lambda: counts.daq_connected)
+            await publish(client, event(1))
+            await until("it is stored", lambda: counts.stored == 1)  # and the recorder only listens
+            host.power_fails()
+            await until("it listens again", lambda: counts.daq_reconnects == 1)
+            await publish(client, event(2))
+            await until("the next is stored", lambda: counts.stored == 2)
+
+    asyncio.run(work())
+
+
+def test_a_host_that_died_and_whose_return_the_kernel_does_not_see_is_heard_beside(
+    daq_nats_url: str, inbox_url: str
+) -> None:
+    async def work() -> None:
+        host = Host(daq_nats_url, resets=False)
+        async with (
+            host.running() as url,
+            recording(url, inbox_url) as recorder,
+            daq(daq_nats_url) as client,
+        ):
+            counts = recorder.counts
+            await until("it listens", lambda: counts.daq_connected)
+            for number in (1, 2):  # what fails then is the second connection
+                host.power_fails()
+                await until("it connects", lambda: host.connections == number + 1)  # noqa: B023  # now
+                await until("it listens again", lambda: counts.daq_connected)
+                await publish(client, event(number))
+                await until("it is stored", lambda: counts.stored == number)  # noqa: B023  # now
+            assert counts.daq_reconnects == 0
+
+    asyncio.run(work())
+
+
+def test_what_a_server_held_that_stood_still_is_stored_once(
+    daq_server: NatsServer, inbox_url: str
+) -> None:
+    daq_server.start()
+
+    async def work() -> None:
+        async with (
+            recording(daq_server.url, inbox_url) as recorder,
+            daq(daq_server.url) as client,
+        ):
+            counts = recorder.counts
+            await until("it listens", lambda: counts.daq_connected)
+            os.kill(daq_server.service.pid, signal.SIGSTOP)
+            for number in (1, 2, 3):
+                await client.publish(SUBJECT, event(number))
+            await until("it is silent", lambda: not counts.daq_connected)
+            os.kill(daq_server.service.pid, signal.SIGCONT)
+            await until("what it held is stored", lambda: counts.stored == 3)
+            await publish(client, event(4))
+            await until("the next is stored", lambda: counts.stored == 4)
+            assert counts.daq_reconnects == 0
+
+    asyncio.run(work())
+
+    assert [kept.payload for kept in stored(inbox_url)] == [event(n) for n in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("disk_lost", [False, True], ids=["restarted", "with its disk lost"])
