@@ -11,9 +11,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import random
-import socket
-import ssl
 import time
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
@@ -28,6 +25,7 @@ from nats.js.errors import NotFoundError
 
 from cygno_assets.daq import inbox
 from cygno_assets.daq.announcement import NotAnEventError, parse_announcement
+from cygno_assets.daq.reconnecting import AWAY_WAIT_S, REFUSED_WAIT_S, Reconnecting
 from cygno_assets.daq.source import (
     BATCH,
     NATS_FAILURES,
@@ -41,7 +39,6 @@ from cygno_assets.daq.source import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
-    from nats.aio.client import Server
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
     from nats.js import JetStreamContext
@@ -56,16 +53,12 @@ STATUS_SUBJECT = "cygno.status.recorder"
 """On the inbox's server: every recorder answers any request with its counts as JSON."""
 
 _RETRY_S = 0.5
-# A server that is back delivers at once what the DAQ has kept meanwhile, and to those only who are
-# back before the DAQ is. Between two tries: this part of the time it has been away, within limits.
-_RECONNECT_SHARE = 1e-3
-_RECONNECT_LEAST_S = 0.002
-_RECONNECT_MOST_S = 0.02
+# The second connection makes room if the first has been lost for so long: servers may count them.
+_LOST_S = 5.0
+_CLOSE_S = 1.0
 # The DAQ's server writes each refusal into its own log.
 _SUBSCRIBE_AGAIN_S = 5.0
 _SAY_REJECTED_EVERY_S = 60.0
-# By somebody who is there and may log each of them: a server, or who tells names.
-_REFUSALS = (nats.errors.Error, ssl.SSLError, socket.gaierror)
 _HEADER_BYTES = 65_536
 _STORE_TIMEOUT_S = 5.0
 _STATUS_TIMEOUT_S = 1.0
@@ -90,10 +83,10 @@ class RecorderCounts:
     Attributes:
         name: of the recorder.
         started: when it was, in s since 1970.
-        received: from the DAQ.
+        received: from the DAQ, by either connection.
         stored: as events, for the first time.
-        duplicate: that the inbox already had, be it from another recorder, or from a first try of
-            ours that was not answered in time.
+        duplicate: that the inbox already had, be it from another recorder, by another connection,
+            or from a first try of ours that was not answered in time.
         rejected: that could not be events, for the first time.
         dropped: that overflowed the memory while the inbox was away.
         daq_reconnects: how often the connection to the DAQ's server came back.
@@ -199,6 +192,8 @@ class Recorder:
         self._readying_inbox = asyncio.Lock()
         self._waiting: asyncio.Queue[tuple[Msg, datetime]] = asyncio.Queue(_WAITING_MESSAGES)
         self._waiting_bytes = 0
+        self._daq: DaqClient | None = None
+        self._second_hears = False
         self._plain: Subscription | None = None
         self._subscription_refused = False
         self._durable: DurableConsumer | None = None
@@ -230,6 +225,7 @@ class Recorder:
         """Hears the DAQ's server until the connection is closed for good."""
         url = self._settings.daq_nats_url
         daq = await self._connect(url, "DAQ", DaqClient, partial(connect_options, self._settings))
+        self._daq = daq
         async with asyncio.TaskGroup() as group:
             standing_in = group.create_task(cancellable(self._stand_in_for(daq)))
             try:
@@ -238,8 +234,8 @@ class Recorder:
                     await _wait_for(self._look_again, await self._listen_to(daq))
             finally:
                 standing_in.cancel()
-                self._plain = None
-                self.counts.daq_connected = False
+                self._daq = self._plain = None
+                self._note_connected()
                 await daq.close()
 
     async def _listen_to(self, daq: DaqClient) -> float:
@@ -265,20 +261,23 @@ class Recorder:
         """
         while True:
             await asyncio.sleep(_RETRY_S)
+            self._note_connected()
             if daq.answers or not daq.is_connected:
                 continue
             log.warning("the DAQ's server does not answer; connecting once more")
-            self.counts.daq_connected = False
-            second = asyncio.ensure_future(cancellable(self._hear_beside()))
+            second = asyncio.ensure_future(cancellable(self._hear_beside(daq)))
             try:
-                while not daq.answers:
+                lost_s = 0.0
+                while not daq.answers and lost_s < _LOST_S:
                     await asyncio.sleep(_RETRY_S)
+                    self._note_connected()
+                    lost_s = 0.0 if daq.is_connected else lost_s + _RETRY_S
+                await asyncio.sleep(_RETRY_S)  # what is on its way by the second comes by none else
             finally:
                 second.cancel()
                 await asyncio.wait({second})
-            self.counts.daq_connected = self._subscribed or self.counts.durable
 
-    async def _hear_beside(self) -> None:
+    async def _hear_beside(self, daq: DaqClient) -> None:
         """Hears what is announced by a connection of its own, until cancelled."""
         refused = False
 
@@ -290,29 +289,41 @@ class Recorder:
             second, refused = DaqClient(), False
             try:
                 await second.connect(
-                    self._settings.daq_nats_url,
+                    [server.geturl() for server in daq.servers],
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=_RETRY_S,  # type: ignore[arg-type]  # any number will do
+                    reconnect_time_wait=REFUSED_WAIT_S,  # type: ignore[arg-type]  # any number will do
                     error_cb=failed,
                     **connect_options(self._settings),
                 )
                 await second.subscribe(self._settings.daq_subject, cb=self._hear)
                 await second.flush()
-                self.counts.daq_connected = not refused
                 log.info("connected to the DAQ once more")
                 while second.answers:
+                    self._second_hears = not refused
+                    self._note_connected()
                     await asyncio.sleep(_RETRY_S)
-            except NATS_FAILURES as error:
+            # As with the first: no error ends this.
+            except Exception as error:  # noqa: BLE001
                 log.warning("the DAQ's server: %s; trying on", inbox.said_of(error))
-                await asyncio.sleep(_RETRY_S)
             finally:
-                self.counts.daq_connected = False
-                with suppress(*NATS_FAILURES):
-                    await second.close()
+                self._second_hears = False
+                self._note_connected()
+                with suppress(Exception):  # of a connection that is dead, or was never made
+                    async with asyncio.timeout(_CLOSE_S):
+                        await second.close()
+            await asyncio.sleep(_RETRY_S)
 
     @property
     def _subscribed(self) -> bool:
         return self._plain is not None and not self._subscription_refused
+
+    def _note_connected(self) -> None:
+        first_hears = (
+            self._daq is not None
+            and self._daq.answers
+            and (self._subscribed or self.counts.durable)
+        )
+        self.counts.daq_connected = first_hears or self._second_hears
 
     async def _subscribe(self, daq: Client) -> None:
         if self._subscribed:
@@ -322,12 +333,16 @@ class Recorder:
             await plain.unsubscribe()
         self._subscription_refused = False
         plain = await daq.subscribe(self._settings.daq_subject, cb=self._hear)
-        await daq.flush()  # a refusal comes before the answer to this
+        try:
+            await daq.flush()  # a refusal comes before the answer to this
+        except NATS_FAILURES:
+            await plain.unsubscribe()  # or each try would leave one more behind
+            raise
         if self._subscription_refused:
             await plain.unsubscribe()
             return
         self._plain = plain
-        self.counts.daq_connected = True
+        self._note_connected()
         log.info("recording %s", self._settings.daq_subject)
 
     async def _read_stream(self, daq: Client) -> bool:
@@ -350,12 +365,13 @@ class Recorder:
                     if self._plain is not None:
                         plain, self._plain = self._plain, None
                         await plain.drain()  # type: ignore[no-untyped-call]  # nats-py's
-                    self.counts.durable = self.counts.daq_connected = True
+                    self.counts.durable = True
+                    self._note_connected()
                     log.info("recording %s from stream %s", subject, self._durable.stream)
         finally:
             self._durable = None
             self.counts.durable = False
-            self.counts.daq_connected = self._plain is not None and daq.is_connected
+            self._note_connected()
         return True
 
     async def _hear(self, message: Msg) -> None:
@@ -408,15 +424,14 @@ class Recorder:
         where = f"{what} at {inbox.without_credentials(url)}"
         daq = what == "DAQ"
         quiet = False
-        lost_at = time.monotonic()
+        reconnecting = Reconnecting()
 
         async def lost() -> None:
-            nonlocal lost_at
-            lost_at = time.monotonic()
+            reconnecting.lost()
             log.warning("lost the connection to the %s", where)
             if daq:
-                self.counts.daq_connected = False
                 self._subscription_refused = False
+                self._note_connected()
 
         async def back() -> None:
             nonlocal quiet
@@ -426,16 +441,12 @@ class Recorder:
                 self.counts.inbox_reconnects += 1
                 return
             # nats-py has subscribed again by now; a refusal was said before this.
-            self.counts.daq_connected = self._subscribed or self.counts.durable
+            self._note_connected()
             self.counts.daq_reconnects += 1
             self._jetstream_refused = False
             self._look_again.set()
             if self._durable is not None:
                 await self._durable.ask()  # what it had asked for is forgotten
-
-        def next_try(servers: list[Server], _: Mapping[str, Any]) -> tuple[Server, float]:
-            wait_s = _reconnect_wait_s(time.monotonic() - lost_at)
-            return random.choice(servers), wait_s  # noqa: S311  # no secret
 
         async def closed() -> None:
             self._look_again.set()
@@ -446,7 +457,7 @@ class Recorder:
                 self.counts.dropped += 1
             if daq and is_subscription_refused(error, self._settings.daq_subject):
                 self._subscription_refused = True
-                self.counts.daq_connected = self.counts.durable
+                self._note_connected()
                 if self._plain is not None:  # taken away, and so worth a word again
                     quiet = False
                     self._look_again.set()
@@ -457,8 +468,8 @@ class Recorder:
             elif not quiet:  # once an outage is enough
                 log.warning("%s: %s; trying on", where, inbox.said_of(error))
                 quiet = True
-            if not client.is_connected and isinstance(error, _REFUSALS):
-                await asyncio.sleep(_RETRY_S)  # nats-py tries on when this returns
+            if not client.is_connected and reconnecting.is_refusal(error):
+                await asyncio.sleep(REFUSED_WAIT_S)  # nats-py tries on when this returns
 
         while True:
             client = client_type()
@@ -466,8 +477,8 @@ class Recorder:
                 await client.connect(
                     url,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=_RECONNECT_MOST_S,  # type: ignore[arg-type]  # any number will do
-                    reconnect_to_server_handler=next_try,
+                    reconnect_time_wait=AWAY_WAIT_S,  # type: ignore[arg-type]  # any number will do
+                    reconnect_to_server_handler=reconnecting.next_try,
                     disconnected_cb=lost,
                     reconnected_cb=back,
                     closed_cb=closed,
@@ -633,12 +644,6 @@ async def recorder_status(inbox_url: str, *, expected: int = 1) -> list[Recorder
     finally:
         await client.close()
     return sorted(counts, key=lambda count: count.name)
-
-
-def _reconnect_wait_s(away_s: float) -> float:
-    """Until the next try to connect; by chance, so that recorders side by side take turns."""
-    wait_s = min(max(away_s * _RECONNECT_SHARE, _RECONNECT_LEAST_S), _RECONNECT_MOST_S)
-    return wait_s * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
 
 
 async def cancellable(work: Coroutine[Any, Any, Any]) -> None:

@@ -6,6 +6,7 @@ Nothing is created or changed on that server but one consumer.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import ssl
@@ -77,10 +78,11 @@ def is_subscription_refused(error: Exception, subject: str) -> bool:
 
 
 class DaqClient(Client):
-    """nats-py's client, which also knows whether the server answers, with two promises more.
+    """nats-py's client, which also knows whether the server answers, with three promises more.
 
     One that was told to use TLS sends nothing secret without. When `flush` returns, the server has
-    answered all that was sent before, and has complained where it had to.
+    answered all that was sent before, and has complained where it had to. A late answer to one that
+    has given up does no harm.
     """
 
     async def flush(self, timeout: int = 10) -> None:
@@ -92,6 +94,13 @@ class DaqClient(Client):
     def answers(self) -> bool:
         """Whether there is a connection and a server that answers by it, as of some pings ago."""
         return self.is_connected and self._pings_outstanding <= _PINGS_OVERDUE
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = (
+                asyncio.Future()
+            )  # nats-py would set it again, and end reading for ever
+        await super()._process_pong()
 
     def _connect_command(self) -> bytes:
         server = self._current_server

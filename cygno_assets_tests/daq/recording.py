@@ -241,9 +241,14 @@ class Host:
                 await reader.read(1 if self._resets else -1)
         finally:
             forgotten.cancel()
-            reset = struct.pack("ii", 1, 0)
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
-            writer.close()
+            reset(writer)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Closes a connection with a reset."""
+    at_once = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    writer.close()
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -20,6 +20,7 @@ from cygno_assets.daq.source import DURABLE, DurableConsumer
 from cygno_assets.services.nats_server import NatsServer
 from cygno_assets_tests.daq.recording import (
     SUBJECT,
+    Host,
     announce,
     daq,
     event,
@@ -243,6 +244,31 @@ def test_a_restart_of_the_daqs_server_and_of_the_inbox(
         assert sorted(stored_payloads(inbox.url)) == sorted(event(n) for n in range(1, 600))
     finally:
         inbox.stop()
+
+
+def test_a_host_with_a_stream_that_died_without_a_word_is_heard_beside(
+    streaming_daq: NatsServer, inbox_url: str
+) -> None:
+    """The stream is asked by the first connection alone, which the kernel may bring back late."""
+
+    async def work() -> None:
+        host = Host(streaming_daq.url, resets=False)
+        async with (
+            host.running() as url,
+            recording(url, inbox_url) as recorder,
+            daq(streaming_daq.url) as client,
+        ):
+            counts = recorder.counts
+            await until("it reads the stream", lambda: counts.durable)
+            host.power_fails()
+            await until("it connects once more", lambda: host.connections == 2)
+            await until("it listens again", lambda: counts.daq_connected)
+            await publish(client, event(1))
+            await until("it is stored", lambda: counts.stored == 1)
+            await until("the stream does not answer", lambda: not counts.durable)
+            assert counts.daq_connected
+
+    asyncio.run(work())
 
 
 def test_a_stream_that_is_deleted_and_made_anew(

@@ -6,19 +6,25 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import socket
 import ssl
 import threading
 import time
 from typing import TYPE_CHECKING
 
+import nats.errors
 import nkeys
 import psutil
 import pytest
 
+from cygno_assets.daq.source import DaqClient
 from cygno_assets.services.certificates import make_certificates
+from cygno_assets.services.nats_server import NatsServer
 from cygno_assets.services.process import free_port
 from cygno_assets_tests.daq.recording import (
+    SUBJECT,
+    Host,
     daq,
     event,
     other_server,
@@ -32,6 +38,8 @@ from cygno_assets_tests.wire import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from nats.aio.msg import Msg
 
 SECRET = "hunter2"
 
@@ -222,6 +230,69 @@ def test_tls_with_an_authority(
         )
         assert "recording daq/data" in caplog.text
         assert SECRET not in caplog.text
+
+
+def test_no_error_ends_the_search_for_a_second_connection(
+    tmp_path: Path, inbox_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first does not answer any more, and just now the CA file is being exchanged."""
+    make_certificates(tmp_path / "ours")
+    ca_file, away = tmp_path / "ours" / "ca.pem", tmp_path / "away.pem"
+    files = {name: json.dumps(str(tmp_path / "ours" / f"{name}.pem")) for name in ("cert", "key")}
+
+    async def work(server_url: str) -> None:
+        host = Host(server_url, resets=False)
+        tls = ssl.create_default_context(cafile=str(ca_file))
+        async with (
+            host.running() as url,
+            recording(url, inbox_url, daq_nats_ca_file=ca_file) as recorder,
+            daq(server_url, tls=tls) as client,
+        ):
+            counts = recorder.counts
+            for number in (1, 2):  # what fails then is the second connection
+                await until("it listens", lambda: counts.daq_connected)
+                ca_file.rename(away)
+                host.power_fails()
+                await until("it is silent", lambda: not counts.daq_connected)
+                await until("it fails", lambda: "FileNotFoundError; trying on" in caplog.text)
+                away.rename(ca_file)
+                await until("it listens again", lambda: counts.daq_connected)
+                await publish(client, event(number))
+                await until("it is stored", lambda: counts.stored == number)  # noqa: B023  # now
+                caplog.clear()
+
+    with other_server(
+        tmp_path / "daq", f"tls {{ cert_file: {files['cert']}, key_file: {files['key']} }}"
+    ) as server_url:
+        asyncio.run(work(server_url))
+
+
+def test_a_late_answer_to_who_has_given_up_does_no_harm(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path / "daq", tmp_path / "daq.log", name="DAQ")
+    heard: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.data)
+
+    async def work() -> None:
+        client = DaqClient()
+        await client.connect(server.url)
+        await client.subscribe(SUBJECT, cb=hear)
+        await client.flush()
+        os.kill(server.service.pid, signal.SIGSTOP)
+        with pytest.raises(nats.errors.FlushTimeoutError):
+            await client.flush(timeout=1)
+        os.kill(server.service.pid, signal.SIGCONT)
+        await publish(client, event(1))
+        await until("it is heard", lambda: heard == [event(1)])
+        assert client.is_connected
+        await client.close()
+
+    try:
+        server.start()
+        asyncio.run(work())
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("insisting", ["tls://", "a CA file"])
