@@ -53,8 +53,8 @@ class Reconnecting:
         by_chance = random.uniform(0.5, 1.5)  # noqa: S311  # no secret
         return min(servers, key=lambda server: server.reconnects), wait_s * by_chance
 
-    def is_refusal(self, error: Exception) -> bool:
-        """Whether a try that failed so was refused; a server that is dying resets one at most."""
+    def failed(self, error: Exception) -> bool:
+        """A try failed so; returns whether it was refused. A dying server resets one at most."""
         if isinstance(error, _RESETS):
             self._resets += 1
             return self._resets > 1

@@ -468,7 +468,7 @@ class Recorder:
             elif not quiet:  # once an outage is enough
                 log.warning("%s: %s; trying on", where, inbox.said_of(error))
                 quiet = True
-            if not client.is_connected and reconnecting.is_refusal(error):
+            if not client.is_connected and reconnecting.failed(error):
                 await asyncio.sleep(REFUSED_WAIT_S)  # nats-py tries on when this returns
 
         while True:
